@@ -1,0 +1,1 @@
+"""The library: crystals, energies, models and the database of discovered crystals."""

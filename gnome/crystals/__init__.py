@@ -1,0 +1,1 @@
+"""Crystals as arrays, the gate that admits them, what makes two of them the same, and their file formats."""

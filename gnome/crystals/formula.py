@@ -1,0 +1,126 @@
+"""Chemical formulas without pymatgen: reduced formulas in its exact spelling, and parsing.
+
+The spelling matters because data are split by a hash of the reduced formula (`split_bucket`), so training nodes without pymatgen must
+spell as pymatgen does; the tests compare the two.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from gnome.crystals.elements import ELECTRONEGATIVITY, SYMBOLS
+from gnome.errors import InvalidInput
+
+_NOT_FULLY_REDUCED: Final = {
+    "LiO": "Li2O2", "NaO": "Na2O2", "KO": "K2O2", "HO": "H2O2", "CsO": "Cs2O2", "RbO": "Rb2O2",
+    "O": "O2", "N": "N2", "F": "F2", "Cl": "Cl2", "H": "H2",
+}  # fmt: skip
+_POLYANION_MAX_DIFFERENCE: Final = 1.65
+_ATOMIC_NUMBER: Final = {symbol: z for z, symbol in enumerate(SYMBOLS) if z}
+_TOKEN = re.compile(r"([A-Z][a-z]?)|([(\[{])|([)\]}])|(\d+(?:\.\d+)?|\.\d+)|(\s+)")
+MAX_FORMULA_LENGTH: Final = 200
+MAX_ATOMS: Final = 100_000
+
+
+def reduced_formula(composition: Mapping[int, int]) -> str:
+    """Spell the reduced formula of integer amounts by atomic number, as pymatgen's `Composition.reduced_formula` does."""
+    formula, _ = _reduce({SYMBOLS[z]: amount for z, amount in composition.items() if amount})
+    return _NOT_FULLY_REDUCED.get(formula, formula)
+
+
+def _reduce(amounts: Mapping[str, int]) -> tuple[str, int]:
+    symbols = sorted(amounts, key=lambda symbol: (_electronegativity(symbol), symbol))
+    factor = math.gcd(*amounts.values())
+    tail = ""
+    if len(symbols) >= 3:
+        difference = _electronegativity(symbols[-1]) - _electronegativity(symbols[-2])
+        if difference < _POLYANION_MAX_DIFFERENCE:
+            group, repeats = _reduce({symbol: amounts[symbol] // factor for symbol in symbols[-2:]})
+            if repeats != 1:
+                tail, symbols = f"({group}){repeats}", symbols[:-2]
+    head = "".join(symbol + (str(n) if (n := amounts[symbol] // factor) != 1 else "") for symbol in symbols)
+    return head + tail, factor
+
+
+def _electronegativity(symbol: str) -> float:
+    return ELECTRONEGATIVITY[_ATOMIC_NUMBER[symbol]]
+
+
+def chemical_system(composition: Mapping[int, float]) -> str:
+    """Element symbols in alphabetical order, joined by '-'."""
+    return "-".join(sorted(SYMBOLS[z] for z, amount in composition.items() if amount))
+
+
+def split_bucket(formula: str) -> int:
+    """Bucket 0 to 99 of a reduced formula: 0-54 train, 55-59 validation, 60-69 test, 70-99 kept aside."""
+    return int(hashlib.md5(formula.encode(), usedforsecurity=False).hexdigest(), 16) % 100
+
+
+def parse_formula(text: str) -> dict[int, int]:
+    """Read a formula such as `Ba(NO3)2` into amounts by atomic number; fractional amounts are refused.
+
+    Raises InvalidInput naming the formula and what in it cannot be read.
+    """
+    amounts = _parse_amounts(text)
+    whole = {z: round(amount) for z, amount in amounts.items()}
+    if any(abs(amount - whole[z]) > 1e-8 for z, amount in amounts.items()):
+        raise InvalidInput(f"formula {text!r} has fractional amounts; multiply it up to whole atoms")
+    total = sum(whole.values())
+    if total > MAX_ATOMS:
+        raise InvalidInput(f"formula {text!r} has {total} atoms, the limit is {MAX_ATOMS}; reduce it")
+    return dict(sorted(whole.items()))
+
+
+def _parse_amounts(text: str) -> dict[int, float]:
+    if not text.strip():
+        raise InvalidInput("an empty formula cannot be read")
+    if len(text) > MAX_FORMULA_LENGTH:
+        raise InvalidInput(f"formula {text[:20]!r}... has {len(text)} characters, the limit is {MAX_FORMULA_LENGTH}")
+    stack: list[dict[int, float]] = [{}]
+    last: dict[int, float] = {}
+    position = 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise InvalidInput(f"formula {text!r}: {text[position]!r} at position {position + 1} cannot be read")
+        symbol, opening, closing, number, _ = match.groups()
+        position = match.end()
+        if symbol or closing:
+            _add(stack[-1], last)
+            last = {}
+        if symbol:
+            last = {_known(symbol, text): 1.0}
+        elif opening:
+            _add(stack[-1], last)
+            last = {}
+            stack.append({})
+        elif closing:
+            if len(stack) == 1:
+                raise InvalidInput(f"formula {text!r}: a bracket is closed that was never opened")
+            last = stack.pop()
+        elif number:
+            if not last:
+                raise InvalidInput(f"formula {text!r}: the number {number} follows no element or bracket")
+            _add(stack[-1], {z: amount * float(number) for z, amount in last.items()})
+            last = {}
+    if len(stack) != 1:
+        raise InvalidInput(f"formula {text!r}: a bracket is never closed")
+    _add(stack[-1], last)
+    amounts = {z: amount for z, amount in stack[0].items() if amount > 0}
+    if not amounts:
+        raise InvalidInput(f"formula {text!r} has no atoms")
+    return amounts
+
+
+def _known(symbol: str, text: str) -> int:
+    if symbol not in _ATOMIC_NUMBER:
+        hint = "; write deuterium as H" if symbol in {"D", "T"} else ""
+        raise InvalidInput(f"formula {text!r}: {symbol!r} is no supported element{hint}")
+    return _ATOMIC_NUMBER[symbol]
+
+
+def _add(into: dict[int, float], amounts: Mapping[int, float]) -> None:
+    for z, amount in amounts.items():
+        into[z] = into.get(z, 0.0) + amount

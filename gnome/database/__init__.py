@@ -1,0 +1,1 @@
+"""The database of crystals, evaluations, models and rounds, and its query language."""

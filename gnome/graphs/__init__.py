@@ -1,0 +1,1 @@
+"""Crystal graphs: periodic neighbours and edge features."""

@@ -1,0 +1,1 @@
+"""Networks that predict energies, their training, ensembles and checkpoints."""

@@ -1,0 +1,1 @@
+"""Proposing crystals: structural and compositional generators, the ensemble filter, and the choice of what to evaluate."""
