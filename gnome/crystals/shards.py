@@ -45,7 +45,7 @@ def write_shard(
     try:
         pq.write_table(table, temporary, compression="zstd")
         Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

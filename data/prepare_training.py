@@ -1,0 +1,111 @@
+"""Turn public data sets into the shards that the shipped ensembles are trained on.
+
+    python data/prepare_training.py SOURCE OUT
+
+SOURCE holds `wbm/`, `mp/` and `composition/` as described in data/README.md (WBM initial structures with the DFT energies of their relaxed
+states, CC BY 4.0; Materials Project structures of MP-20 and MPTS-52, CC BY 4.0; matbench_mp_e_form, CC BY 4.0).  OUT receives
+`structures.parquet` and `formulas.parquet`.
+"""
+
+import argparse
+import csv
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.formula import parse_formula, reduced_formula
+from gnome.crystals.shards import write_shard
+from gnome.crystals.validity import is_valid
+from gnome.errors import GnomeError
+from gnome.quantities import PLAUSIBLE_E_FORM, Quantity
+
+MP_FILES = ("mp20_train_partial", "mp20_val", "mpts52_val")
+
+
+def wbm_rows(folder: Path) -> Iterator[tuple[Crystal, float, str]]:
+    """Yield initial structures of WBM with the formation energy of their relaxed states."""
+    with gzip.open(folder / "wbm.csv.gz", "rt", encoding="utf-8") as file:
+        labels = [float(row["e_form_per_atom"]) for row in csv.DictReader(file)]
+    arrays = np.load(folder / "wbm_initial_structures.npz")
+    numbers, coords, lattices = arrays["atomic_numbers"], arrays["frac_coords"], arrays["lattice"]
+    end = np.cumsum(arrays["natoms"], dtype=np.int64)
+    start = end - arrays["natoms"]
+    for i, label in enumerate(labels):
+        yield Crystal(lattices[i], numbers[start[i] : end[i]], coords[start[i] : end[i]]), label, "wbm"
+
+
+def mp_rows(folder: Path) -> Iterator[tuple[Crystal, float, str]]:
+    """Yield relaxed Materials Project structures with their formation energies."""
+    for name in MP_FILES:
+        with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                label = row.get("formation_energy_per_atom")
+                if label is None:
+                    continue
+                lattice = row.get("lattice_matrix") or lattice_from_parameters(*row["lattice_abc_angles"])
+                yield Crystal.from_symbols(lattice, row["species"], row["frac_coords"]), float(label), "mp"
+
+
+def lattice_from_parameters(a: float, b: float, c: float, alpha: float, beta: float, gamma: float) -> np.ndarray:
+    """Build row vectors from lengths (angstrom) and angles (degrees)."""
+    cos_a, cos_b, cos_g = np.cos(np.radians([alpha, beta, gamma]))
+    sin_g = np.sin(np.radians(gamma))
+    x = (cos_a - cos_b * cos_g) / sin_g
+    return np.array([[a, 0, 0], [b * cos_g, b * sin_g, 0], [c * cos_b, c * x, c * np.sqrt(max(1 - cos_b**2 - x**2, 0))]])
+
+
+def main() -> None:
+    """Write both shards."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+
+    kept: list[tuple[Crystal, float, str]] = []
+    lowest: dict[tuple[str, int], float] = {}
+    refused = 0
+    for rows in (wbm_rows(options.source / "wbm"), mp_rows(options.source / "mp")):
+        for crystal, label, source in rows:
+            if not (PLAUSIBLE_E_FORM[0] <= label <= PLAUSIBLE_E_FORM[1] and is_valid(crystal)):
+                refused += 1
+                continue
+            kept.append((crystal, label, source))
+            key = (crystal.reduced_formula, 0)
+            lowest[key] = min(label, lowest.get(key, np.inf))
+    write_shard(
+        options.out / "structures.parquet",
+        [crystal for crystal, _, _ in kept],
+        {
+            Quantity.REDUCED_FORMULA: [crystal.reduced_formula for crystal, _, _ in kept],
+            Quantity.E_FORM_PER_ATOM: [label for _, label, _ in kept],
+            "source": [source for _, _, source in kept],
+        },
+    )
+    with gzip.open(options.source / "composition/matbench_mp_e_form.csv.gz", "rt", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                formula = reduced_formula(parse_formula(row["composition"]))
+            except GnomeError:
+                refused += 1
+                continue
+            key = (formula, 1)
+            lowest[key] = min(float(row["e_form"]), lowest.get(key, np.inf))
+    formulas, schemes = zip(*lowest, strict=True)
+    table = pa.table({
+        str(Quantity.REDUCED_FORMULA): list(formulas),
+        "scheme": list(schemes),
+        str(Quantity.E_FORM_PER_ATOM): list(lowest.values()),
+    })
+    pq.write_table(table, options.out / "formulas.parquet", compression="zstd")
+    print(f"{len(kept)} structures, {len(lowest)} formulas, {refused} rows refused")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Train the shipped ensembles; the cards say with which options.
+
+    python data/prepare_training.py SOURCE SHARDS
+    python data/train_ensembles.py SHARDS OUT
+
+Members train at the same time, one process each.  Needs torch, torch-geometric, numpy, scipy, pyarrow, safetensors and vesin; a GPU is used
+where there is one.  The split is by composition: buckets 0-54 train, 55-59 stop and choose, 60-69 are reported.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.multiprocessing as mp
+
+from gnome.crystals.elements import MAX_ATOMIC_NUMBER
+from gnome.crystals.formula import parse_formula
+from gnome.crystals.shards import read_shard
+from gnome.models.checkpoint import load_ensemble, make_network, save_ensemble
+from gnome.models.compositional import CompositionalSettings, PackedFormulas
+from gnome.models.datasets import labelled_subset, pack_crystals, split_by_formula
+from gnome.models.ensemble import median_and_spread
+from gnome.models.metrics import bootstrap, fit_linear_model, mean_absolute_error, spearman
+from gnome.models.recipes import EnsembleSettings, train_member
+from gnome.models.structural import StructuralSettings
+from gnome.models.training import EpochRecord, TrainSettings, predict
+from gnome.quantities import Quantity
+
+METHOD = "pbe-mp2020"
+LICENCES = ["WBM: CC BY 4.0 (Wang, Botti, Marques, npj Comput. Mater. 7, 12 (2021))", "Materials Project: CC BY 4.0 (Jain et al. 2013)"]
+
+
+def log(message: str) -> None:
+    """Print with the time."""
+    print(f"[{time.strftime('%H:%M:%S')}] {message}", flush=True)  # noqa: T201
+
+
+def fractions_of(compositions: list[dict[int, int]]) -> np.ndarray:
+    """Atomic fractions (n, elements)."""
+    out = np.zeros((len(compositions), MAX_ATOMIC_NUMBER + 1))
+    for row, composition in enumerate(compositions):
+        total = sum(composition.values())
+        for z, amount in composition.items():
+            out[row, z] = amount / total
+    return out
+
+
+def run_member(index: int, kind: str, settings: EnsembleSettings, data: tuple, device: str, folder: Path, compile_network: bool) -> None:
+    """Train one member in its own process and leave its weights in a file."""
+    torch.set_float32_matmul_precision("high")
+    torch.set_num_threads(1)
+    pack, targets, train_rows, validation_rows = data
+    train, validation = (labelled_subset(pack, targets, rows, device) for rows in (train_rows, validation_rows))
+
+    def on_epoch(member: int, record: EpochRecord) -> None:
+        if member == 0 or record.epoch == settings.train.epochs:
+            log(f"{kind} member {member} epoch {record.epoch}: train {record.train_mae:.4f} validation {record.validation_mae:.4f} eV/atom")
+
+    network = train_member(
+        index, settings, train, validation, state_folder=folder, on_epoch=on_epoch, compile_network=compile_network
+    )
+    torch.save(network.state_dict(), folder / f"{kind}{index}.weights.pt")
+
+
+def train_all(kind: str, settings: EnsembleSettings, data: tuple, options: argparse.Namespace) -> list[torch.nn.Module]:
+    """Train all members at the same time."""
+    folder = options.out / "state" / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = (kind, settings, data, options.device, folder, options.compile)
+    begin = time.perf_counter()
+    if settings.members == 1 or options.device == "cpu":
+        for index in range(settings.members):
+            run_member(index, *arguments)
+    else:
+        mp.spawn(run_member, arguments, nprocs=settings.members)
+    log(f"{kind}: {settings.members} members in {time.perf_counter() - begin:.0f} s")
+    members = []
+    for index in range(settings.members):
+        network = make_network(kind, vars(settings.network))
+        network.load_state_dict(torch.load(folder / f"{kind}{index}.weights.pt", map_location="cpu", weights_only=True))
+        members.append(network)
+    return members
+
+
+def intervals(predicted: np.ndarray, targets: np.ndarray) -> dict[str, object]:
+    """MAE and rank correlation with their 95 % intervals."""
+    mae, rank = bootstrap(mean_absolute_error, predicted, targets), bootstrap(spearman, predicted, targets, n_resamples=300)
+    return {"n": len(targets), "mae": vars(mae), "spearman": vars(rank)}
+
+
+def ensemble_predictions(path: Path, inputs: object, device: str) -> np.ndarray:
+    """Median over the members as shipped (weights rounded to FP16)."""
+    members, _ = load_ensemble(path)
+    energies = np.stack([predict(member.to(device), inputs).double().cpu().numpy() for member in members])
+    return median_and_spread(energies)[0]
+
+
+def main() -> None:
+    """Train, measure on the test buckets, and write both ensembles with their cards."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--kinds", nargs="+", default=["compositional", "structural"])
+    parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--cutoff", type=float, default=4.0)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--formula-epochs", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, default=5.55e-4)
+    parser.add_argument("--volume-jitter", type=float, default=0.1)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--rows", type=int, default=None, help="use only the first rows, for a trial")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    train_settings = TrainSettings(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        volume_jitter=options.volume_jitter,
+        precision=options.precision,
+    )
+    crystals, columns, _ = read_shard(options.shards / "structures.parquet")
+    crystals = crystals[: options.rows]
+    formulas = columns[Quantity.REDUCED_FORMULA][: options.rows]
+    sources = np.array(columns["source"][: options.rows])
+    targets = np.array(columns[Quantity.E_FORM_PER_ATOM][: options.rows])
+    split = split_by_formula(formulas)
+    wbm_test = split.test[sources[split.test] == "wbm"]
+    log(f"{len(crystals)} structures: {len(split.train)} train, {len(split.validation)} validation, {len(split.test)} test")
+
+    fractions = fractions_of([crystal.composition for crystal in crystals])
+    linear = fractions @ fit_linear_model(fractions[split.train], targets[split.train])
+    baseline = {"linear model over elements, WBM test": intervals(linear[wbm_test], targets[wbm_test])}
+    shape = {"scale": float(targets[split.train].std()), "shift": float(targets[split.train].mean())}
+    elements = sorted({int(z) for i in split.train for z in crystals[i].composition})
+    card = {
+        "method": METHOD,
+        "elements": elements,
+        "licences": LICENCES,
+        "split": "md5 of the reduced formula modulo 100: train 0-54, validation 55-59, test 60-69",
+        "trained_with": " ".join(["python", "data/train_ensembles.py", "SHARDS", "OUT", *sys.argv[3:]]),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "CPU",
+    }
+
+    if "compositional" in options.kinds:
+        table = pq.read_table(options.shards / "formulas.parquet").to_pydict()
+        scheme = np.array(table["scheme"])
+        formula_targets = np.array(table[Quantity.E_FORM_PER_ATOM])
+        compositions = [parse_formula(formula) for formula in table[Quantity.REDUCED_FORMULA]]
+        pack = PackedFormulas.from_compositions(compositions, scheme.tolist())
+        parts = split_by_formula(table[Quantity.REDUCED_FORMULA])
+        chosen = parts.validation[scheme[parts.validation] == 0]
+        settings = EnsembleSettings(
+            network=CompositionalSettings(width=options.width, steps=options.steps, n_schemes=2, **shape),
+            train=replace(train_settings, volume_jitter=0.0, epochs=options.formula_epochs),
+            members=options.members,
+        )
+        members = train_all("compositional", settings, (pack, formula_targets, parts.train, chosen), options)
+        path = options.out / "compositional.safetensors"
+        save_ensemble(path, members, card)
+        metrics = dict(baseline)
+        structures = PackedFormulas.from_compositions([crystals[i].composition for i in wbm_test]).to(options.device)
+        metrics["compositional, WBM test structures"] = intervals(ensemble_predictions(path, structures, options.device), targets[wbm_test])
+        for name, index in (("lowest energy a formula, MP2020", 0), ("lowest energy a formula, older MP scheme", 1)):
+            rows = parts.test[scheme[parts.test] == index]
+            inputs = labelled_subset(pack, formula_targets, rows, options.device)
+            metrics[f"compositional, test, {name}"] = intervals(
+                ensemble_predictions(path, inputs.inputs, options.device), formula_targets[rows]
+            )
+        data = {
+            "trained_on": f"{len(parts.train)} formulas: the lowest energy of each in WBM and Materials Project structures (scheme 0, "
+            "MP2020 corrections, the one predicted) and in matbench_mp_e_form (scheme 1, older corrections)",
+        }
+        log(json.dumps(save_ensemble(path, members, {**card, **data, "metrics": metrics})["metrics"], indent=1))
+
+    if "structural" in options.kinds:
+        settings = EnsembleSettings(
+            network=StructuralSettings(width=options.width, steps=options.steps, cutoff=options.cutoff, **shape),
+            train=train_settings,
+            members=options.members,
+        )
+        begin = time.perf_counter()
+        pack = pack_crystals(crystals, options.cutoff, workers=options.workers)
+        log(f"graphs: {len(pack.distances):,} edges in {time.perf_counter() - begin:.0f} s")
+        members = train_all("structural", settings, (pack, targets, split.train, split.validation), options)
+        path = options.out / "structural.safetensors"
+        save_ensemble(path, members, card)
+        metrics = dict(baseline)
+        for name, rows in (("WBM", wbm_test), ("Materials Project", np.setdiff1d(split.test, wbm_test))):
+            inputs = labelled_subset(pack, targets, rows, options.device)
+            predicted = ensemble_predictions(path, inputs.inputs, options.device)
+            metrics[f"structural, {name} test structures"] = intervals(predicted, targets[rows])
+        data = {
+            "trained_on": f"{len(split.train)} structures: unrelaxed initial WBM cells with the DFT energy of their relaxed states, "
+            "relaxed Materials Project cells of MP-20 and MPTS-52",
+        }
+        log(json.dumps(save_ensemble(path, members, {**card, **data, "metrics": metrics})["metrics"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Crystals as graphs: atoms are nodes, every pair of atoms within the cutoff (images included) is an edge each way.
+
+A `PackedGraphs` keeps the graphs of many crystals in flat tensors; `GraphBatch` is a selection of them with renumbered atoms.  Only
+distances are kept on edges: the networks here are invariant, and an isotropic change of volume at fixed neighbours is a factor on them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from vesin import NeighborList
+
+from gnome.crystals.crystal import Crystal
+
+
+@dataclass(frozen=True)
+class CrystalGraph:
+    """Edges of one crystal, senders to receivers.
+
+    senders, receivers (n_edge,); cell_shift (n_edge, 3), the integer image of the receiver; distances (n_edge,), angstrom.
+    """
+
+    atomic_numbers: NDArray[np.int64]
+    senders: NDArray[np.int64]
+    receivers: NDArray[np.int64]
+    cell_shift: NDArray[np.int64]
+    distances: NDArray[np.float64]
+
+
+def build_graph(crystal: Crystal, cutoff: float) -> CrystalGraph:
+    """Find all neighbours up to `cutoff` angstrom, each pair both ways, in a fixed order.
+
+    The geometric gate (`gnome.crystals.validity`) comes first: a degenerate cell would make the search run without end.
+    """
+    neighbors = NeighborList(cutoff=cutoff, full_list=True)
+    points = np.ascontiguousarray(crystal.cart_coords)
+    senders, receivers, shift, distances = neighbors.compute(
+        points=points, box=np.ascontiguousarray(crystal.lattice), periodic=True, quantities="ijSd"
+    )
+    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], receivers, senders))
+    return CrystalGraph(
+        crystal.atomic_numbers,
+        senders[order].astype(np.int64),
+        receivers[order].astype(np.int64),
+        shift[order].astype(np.int64),
+        distances[order],
+    )
+
+
+@dataclass(frozen=True)
+class GraphBatch:
+    """Several graphs side by side.
+
+    atomic_numbers, node_graph (N,); senders, receivers, distances, edge_graph (E,); n_node (B,).
+    """
+
+    atomic_numbers: Tensor
+    node_graph: Tensor
+    senders: Tensor
+    receivers: Tensor
+    distances: Tensor
+    edge_graph: Tensor
+    n_node: Tensor
+
+    def scaled(self, volume_factor: float | Tensor) -> Self:
+        """Change volumes isotropically with the neighbours kept; one factor, or one for each graph (B,)."""
+        if isinstance(volume_factor, Tensor):
+            return replace(self, distances=self.distances * (volume_factor ** (1 / 3))[self.edge_graph])
+        return replace(self, distances=self.distances * volume_factor ** (1 / 3))
+
+
+@dataclass(frozen=True)
+class PackedGraphs:
+    """Graphs of many crystals in flat tensors.
+
+    atomic_numbers (N,) uint8; senders, receivers (E,) int32 counted within each crystal; distances (E,) float32;
+    node_start, edge_start (n + 1,) int64.
+    """
+
+    atomic_numbers: Tensor
+    senders: Tensor
+    receivers: Tensor
+    distances: Tensor
+    node_start: Tensor
+    edge_start: Tensor
+
+    @classmethod
+    def from_crystals(cls, crystals: Iterable[Crystal], cutoff: float) -> Self:
+        """Build the graphs of gated crystals."""
+        return cls.from_graphs([build_graph(crystal, cutoff) for crystal in crystals])
+
+    @classmethod
+    def from_graphs(cls, graphs: Sequence[CrystalGraph]) -> Self:
+        """Pack graphs in their order."""
+        return cls(
+            torch.from_numpy(_flat([graph.atomic_numbers for graph in graphs], np.uint8)),
+            torch.from_numpy(_flat([graph.senders for graph in graphs], np.int32)),
+            torch.from_numpy(_flat([graph.receivers for graph in graphs], np.int32)),
+            torch.from_numpy(_flat([graph.distances for graph in graphs], np.float32)),
+            _starts([len(graph.atomic_numbers) for graph in graphs]),
+            _starts([len(graph.senders) for graph in graphs]),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Join packs in their order."""
+        flat = [torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)[:4]]
+        starts = []
+        for name in ("node_start", "edge_start"):
+            sizes = torch.cat([getattr(part, name).diff() for part in parts])
+            starts.append(torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]))
+        return cls(*flat, *starts)
+
+    def __len__(self) -> int:
+        """Number of crystals."""
+        return len(self.node_start) - 1
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move all tensors."""
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def batch(self, indices: Tensor) -> GraphBatch:
+        """Select crystals (B,) and renumber their atoms; runs where the pack lives."""
+        nodes, node_graph, node_offset = _select(self.node_start, indices)
+        edges, edge_graph, _ = _select(self.edge_start, indices)
+        offset = node_offset[edge_graph]
+        return GraphBatch(
+            self.atomic_numbers[nodes].long(),
+            node_graph,
+            self.senders[edges].long() + offset,
+            self.receivers[edges].long() + offset,
+            self.distances[edges],
+            edge_graph,
+            self.node_start[indices + 1] - self.node_start[indices],
+        )
+
+
+def _flat(arrays: Sequence[NDArray[np.generic]], dtype: type[np.generic]) -> NDArray[np.generic]:
+    return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(0, dtype)
+
+
+def _starts(sizes: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64))
+
+
+def _select(start: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of the selected runs, the run each belongs to, and where each run begins in the selection."""
+    sizes = start[indices + 1] - start[indices]
+    owner = torch.repeat_interleave(torch.arange(len(indices), device=start.device), sizes)
+    begin = sizes.cumsum(0) - sizes
+    within = torch.arange(len(owner), device=start.device) - begin[owner]
+    return start[indices][owner] + within, owner, begin

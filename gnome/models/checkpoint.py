@@ -1,0 +1,121 @@
+"""Ensembles on disk: weights as safetensors, everything else in a JSON card beside them.
+
+`NAME.safetensors` holds every member's tensors under `MEMBER.tensor name`, in FP16; `NAME.json` is the card: kind, settings, data,
+licences, method of the labels, split, metrics, and the sha256 of the weights.  A file whose hash is not the card's is never loaded.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from gnome.errors import InvalidCheckpoint
+from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
+from gnome.models.structural import StructuralNetwork, StructuralSettings
+
+CARD_VERSION = 1
+Network = StructuralNetwork | CompositionalNetwork
+
+
+def make_network(kind: str, settings: Mapping[str, Any]) -> Network:
+    """Build an untrained network of a kind.
+
+    Raises InvalidCheckpoint for an unknown kind or settings it does not take.
+    """
+    try:
+        if kind == StructuralNetwork.kind:
+            return StructuralNetwork(StructuralSettings(**settings))
+        if kind == CompositionalNetwork.kind:
+            return CompositionalNetwork(CompositionalSettings(**settings))
+    except TypeError as error:
+        raise InvalidCheckpoint(f"settings do not fit a {kind} network: {error}") from None
+    raise InvalidCheckpoint(f"unknown kind of network {kind!r}; expected structural or compositional")
+
+
+def save_ensemble(path: Path, members: Sequence[Network], card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write weights (`path`, .safetensors) and card (.json); returns the card as written.
+
+    Weights go first and under a temporary name, so a kill leaves either the old pair, or weights whose hash the old card does not name.
+    """
+    tensors = {
+        f"{i}.{name}": tensor.detach().to("cpu", torch.float16).contiguous()
+        for i, member in enumerate(members)
+        for name, tensor in member.state_dict().items()
+    }
+    blob = save(tensors)
+    full_card = {
+        **card,
+        "card_version": CARD_VERSION,
+        "kind": members[0].kind,
+        "settings": members[0].config(),
+        "n_members": len(members),
+        "sha256": hashlib.sha256(blob).hexdigest(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, blob)
+    _replace(path.with_suffix(".json"), (json.dumps(full_card, indent=2) + "\n").encode())
+    return full_card
+
+
+def load_ensemble(path: Path) -> tuple[list[Network], dict[str, Any]]:
+    """Read members and card.
+
+    Raises InvalidCheckpoint when a file is missing, truncated, altered, or does not describe a network of this version.
+    """
+    card = read_card(path)
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise InvalidCheckpoint(f"{path}: cannot be read ({error.strerror})") from None
+    if hashlib.sha256(blob).hexdigest() != card.get("sha256"):
+        raise InvalidCheckpoint(
+            f"{path}: the weights are not those its card describes (truncated or altered); get the file again"
+        )
+    try:
+        tensors = load(blob)
+    except SafetensorError as error:
+        raise InvalidCheckpoint(f"{path}: not a safetensors file ({error})") from None
+    members = []
+    for i in range(int(card["n_members"])):
+        network = make_network(card["kind"], card["settings"])
+        prefix = f"{i}."
+        weights = {name[len(prefix) :]: tensor.float() for name, tensor in tensors.items() if name.startswith(prefix)}
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InvalidCheckpoint(f"{path}: member {i} does not fit its settings ({str(error).splitlines()[0]})") from None
+        network.eval()
+        members.append(network)
+    return members, card
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Read the card beside the weights; raises InvalidCheckpoint when it is missing, no JSON, or of another version."""
+    card_path = path.with_suffix(".json")
+    try:
+        card = json.loads(card_path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidCheckpoint(f"{card_path}: cannot be read ({error.strerror})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidCheckpoint(f"{card_path}: not a card ({error})") from None
+    missing = {"kind", "settings", "n_members", "sha256", "method", "elements"} - set(card if isinstance(card, dict) else {})
+    if missing:
+        raise InvalidCheckpoint(f"{card_path}: not a card, it lacks {', '.join(sorted(missing))}")
+    if card.get("card_version") != CARD_VERSION:
+        raise InvalidCheckpoint(f"{card_path}: card version {card.get('card_version')!r}, this program reads {CARD_VERSION}")
+    return dict(card)
+
+
+def _replace(path: Path, blob: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(blob)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

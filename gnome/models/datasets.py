@@ -1,0 +1,101 @@
+"""From shards of crystals to packed inputs with targets, split by the hash of the composition."""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.formula import split_bucket
+from gnome.crystals.shards import read_shard
+from gnome.errors import InvalidInput
+from gnome.graphs.crystal_graph import PackedGraphs
+from gnome.models.training import Labelled
+from gnome.quantities import PLAUSIBLE_E_FORM, Quantity
+
+TRAIN_BUCKETS = range(55)
+VALIDATION_BUCKETS = range(55, 60)
+TEST_BUCKETS = range(60, 70)
+_CHUNK = 2000
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of one data set by part; rows of buckets 70 to 99 are in none."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def split_by_formula(reduced_formulas: Sequence[str]) -> Split:
+    """Split rows by the hash of their reduced formula, so that no composition is in two parts."""
+    buckets = np.array([split_bucket(formula) for formula in reduced_formulas], dtype=np.int64)
+    parts = (np.flatnonzero(np.isin(buckets, part)) for part in (TRAIN_BUCKETS, VALIDATION_BUCKETS, TEST_BUCKETS))
+    return Split(*parts)
+
+
+def read_labelled_crystals(paths: Sequence[Path]) -> tuple[list[Crystal], NDArray[np.float64]]:
+    """Read crystals and their e_form_per_atom from shards.
+
+    Raises InvalidInput when the column is missing or a label is absent, not finite or implausible; the row is named.
+    """
+    crystals: list[Crystal] = []
+    targets: list[float] = []
+    for path in paths:
+        rows, columns, _ = read_shard(path)
+        if Quantity.E_FORM_PER_ATOM not in columns:
+            raise InvalidInput(f"{path}: no column {Quantity.E_FORM_PER_ATOM}; labels are needed to train")
+        for row, label in enumerate(columns[Quantity.E_FORM_PER_ATOM]):
+            if label is None or not PLAUSIBLE_E_FORM[0] <= label <= PLAUSIBLE_E_FORM[1]:
+                raise InvalidInput(f"{path}: row {row} has {Quantity.E_FORM_PER_ATOM} = {label}, not a plausible label")
+        crystals += rows
+        targets += columns[Quantity.E_FORM_PER_ATOM]
+    return crystals, np.array(targets, dtype=np.float64)
+
+
+def pack_crystals(crystals: Sequence[Crystal], cutoff: float, *, workers: int = 0) -> PackedGraphs:
+    """Build the graphs of gated crystals, in worker processes when there are many and `workers` allows it."""
+    if workers <= 1 or len(crystals) <= _CHUNK:
+        return PackedGraphs.from_crystals(crystals, cutoff)
+    chunks = [crystals[start : start + _CHUNK] for start in range(0, len(crystals), _CHUNK)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        parts = pool.map(partial(_pack_arrays, cutoff=cutoff), chunks)
+        return PackedGraphs.concatenate([PackedGraphs(*map(torch.from_numpy, part)) for part in parts])
+
+
+def _pack_arrays(crystals: Sequence[Crystal], cutoff: float) -> list[NDArray[np.generic]]:
+    """Pack in a worker; NumPy arrays travel between processes without shared-memory files."""
+    pack = PackedGraphs.from_crystals(crystals, cutoff)
+    tensors = (pack.atomic_numbers, pack.senders, pack.receivers, pack.distances, pack.node_start, pack.edge_start)
+    return [tensor.numpy() for tensor in tensors]
+
+
+def labelled_subset(
+    pack: PackedGraphs, targets: NDArray[np.float64], rows: NDArray[np.int64], device: torch.device | str = "cpu"
+) -> Labelled:
+    """Select rows of a pack with their targets."""
+    return Labelled(
+        _Rows(pack.to(device), torch.from_numpy(rows).to(device)),
+        torch.from_numpy(targets[rows]).float().to(device),
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A view of some rows of packed inputs."""
+
+    pack: PackedGraphs
+    rows: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: torch.Tensor) -> object:
+        return self.pack.batch(self.rows[indices])

@@ -1,0 +1,128 @@
+"""Several networks that answer together: the median is the prediction, the inter-quartile range its spread (GNoME)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gnome.crystals.crystal import Crystal
+from gnome.errors import InvalidCheckpoint
+from gnome.graphs.crystal_graph import PackedGraphs
+from gnome.models.checkpoint import load_ensemble
+from gnome.models.compositional import CompositionalNetwork, PackedFormulas
+from gnome.models.structural import StructuralNetwork
+
+_Net = TypeVar("_Net", StructuralNetwork, CompositionalNetwork)
+MAX_EDGES_PER_BATCH = 60_000
+"""Edges in one forward pass on a CPU; keeps activations in cache and memory bounded whatever the crystals."""
+
+
+def median_and_spread(member_energies: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Median and inter-quartile range over the first axis."""
+    low, middle, high = np.percentile(member_energies, [25, 50, 75], axis=0)
+    return middle, high - low
+
+
+@dataclass(frozen=True)
+class StructuralEnsemble:
+    """Implements `EnergyModel` with structural networks of one shape."""
+
+    members: Sequence[StructuralNetwork]
+    card: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> Self:
+        """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
+        return cls(*_load(path, StructuralNetwork, device))
+
+    @property
+    def model_id(self) -> str:
+        """First 16 digits of the weights' sha256."""
+        return str(self.card["sha256"])[:16]
+
+    @property
+    def method(self) -> str:
+        """Label of the method behind the energies it was trained on."""
+        return str(self.card["method"])
+
+    @property
+    def elements(self) -> frozenset[int]:
+        """Atomic numbers it was trained on."""
+        return frozenset(self.card["elements"])
+
+    @torch.inference_mode()
+    def member_energies(self, crystals: Sequence[Crystal], volume_scales: Sequence[float] = (1.0,)) -> NDArray[np.float64]:
+        """Predict eV/atom, shape (members, volume scales, crystals); neighbours are those of the unscaled cell."""
+        out = np.empty((len(self.members), len(volume_scales), len(crystals)))
+        device = next(self.members[0].parameters()).device
+        graphs = PackedGraphs.from_crystals(crystals, self.members[0].settings.cutoff)
+        for rows in _by_edges(graphs, MAX_EDGES_PER_BATCH if device.type == "cpu" else 100 * MAX_EDGES_PER_BATCH):
+            batch = graphs.to(device).batch(rows.to(device))
+            for s, scale in enumerate(volume_scales):
+                scaled = batch.scaled(scale)
+                for m, member in enumerate(self.members):
+                    out[m, s, rows.numpy()] = member(scaled).double().cpu().numpy()
+        return out
+
+
+@dataclass(frozen=True)
+class CompositionalEnsemble:
+    """Implements `FormulaModel` with compositional networks of one shape, under the first label scheme of its card."""
+
+    members: Sequence[CompositionalNetwork]
+    card: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> Self:
+        """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
+        return cls(*_load(path, CompositionalNetwork, device))
+
+    @property
+    def model_id(self) -> str:
+        """First 16 digits of the weights' sha256."""
+        return str(self.card["sha256"])[:16]
+
+    @property
+    def method(self) -> str:
+        """Label of the method behind the energies it was trained on."""
+        return str(self.card["method"])
+
+    @property
+    def elements(self) -> frozenset[int]:
+        """Atomic numbers it was trained on."""
+        return frozenset(self.card["elements"])
+
+    @torch.inference_mode()
+    def member_energies(self, compositions: Sequence[Mapping[int, int]]) -> NDArray[np.float64]:
+        """Predict eV/atom, shape (members, compositions)."""
+        out = np.empty((len(self.members), len(compositions)))
+        device = next(self.members[0].parameters()).device
+        packed = PackedFormulas.from_compositions(compositions).to(device)
+        for rows in torch.arange(len(compositions), device=device).split(4096):
+            batch = packed.batch(rows)
+            for m, member in enumerate(self.members):
+                out[m, rows.cpu().numpy()] = member(batch).double().cpu().numpy()
+        return out
+
+
+def _load(path: Path, kind: type[_Net], device: torch.device | str) -> tuple[list[_Net], dict[str, Any]]:
+    members, card = load_ensemble(path)
+    if card["kind"] != kind.kind:
+        raise InvalidCheckpoint(f"{path}: a {card['kind']} ensemble where a {kind.kind} one is needed")
+    return [member.to(device) for member in members if isinstance(member, kind)], card
+
+
+def _by_edges(graphs: PackedGraphs, limit: int) -> list[torch.Tensor]:
+    """Runs of consecutive crystals with at most `limit` edges, at least one crystal each."""
+    runs, start = [], 0
+    for i in range(len(graphs)):
+        if i > start and int(graphs.edge_start[i + 1] - graphs.edge_start[start]) > limit:
+            runs.append(torch.arange(start, i))
+            start = i
+    if start < len(graphs):
+        runs.append(torch.arange(start, len(graphs)))
+    return runs

@@ -1,0 +1,61 @@
+"""How good predictions are, with bootstrap intervals; numbers in, numbers out.  Not-a-number predictions are refused, not skipped."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its percentile-bootstrap interval of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Value with interval."""
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+def mean_absolute_error(predicted: Array, target: Array) -> float:
+    """Mean of |predicted - target|."""
+    return float(np.abs(predicted - target).mean())
+
+
+def spearman(predicted: Array, target: Array) -> float:
+    """Rank correlation; ties take their average rank; 0 where one side is constant."""
+    a, b = rankdata(predicted), rankdata(target)
+    if a.std() == 0 or b.std() == 0:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def bootstrap(statistic: Callable[..., float], *columns: Array, n_resamples: int = 1000, seed: int = 0) -> Interval:
+    """Percentile bootstrap of a statistic over rows of the columns.
+
+    Raises ValueError when a column holds a value that is not finite or lengths differ.
+    """
+    n = len(columns[0])
+    if n == 0 or any(len(column) != n for column in columns):
+        raise ValueError(f"bootstrap needs columns of one positive length, got {[len(column) for column in columns]}")
+    if not all(np.isfinite(column).all() for column in columns):
+        raise ValueError("bootstrap was given a value that is not finite")
+    generator = np.random.default_rng(seed)
+    draws = []
+    for _ in range(n_resamples):
+        rows = generator.integers(0, n, n)
+        draws.append(statistic(*(column[rows] for column in columns)))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(statistic(*columns), float(low), float(high))
+
+
+def fit_linear_model(fractions: Array, targets: Array) -> Array:
+    """Least-squares energy of each element (columns of `fractions`), the baseline every network must beat."""
+    coefficients, *_ = np.linalg.lstsq(fractions, targets, rcond=None)
+    return np.asarray(coefficients)

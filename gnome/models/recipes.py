@@ -1,0 +1,54 @@
+"""Whole runs: train the members of an ensemble, one after the other or one of them alone, and measure the result."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from gnome.models.checkpoint import Network, make_network
+from gnome.models.compositional import CompositionalSettings
+from gnome.models.structural import StructuralSettings
+from gnome.models.training import EpochRecord, Labelled, TrainSettings, fit
+
+NetworkSettings = StructuralSettings | CompositionalSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleSettings:
+    """Shape of the members, how each is trained, and how many there are; member i trains with seed `train.seed + i`."""
+
+    network: NetworkSettings
+    train: TrainSettings = field(default_factory=TrainSettings)
+    members: int = 5
+
+
+def train_member(
+    index: int,
+    settings: EnsembleSettings,
+    train: Labelled,
+    validation: Labelled,
+    *,
+    initial: Network | None = None,
+    state_folder: Path | None = None,
+    on_epoch: Callable[[int, EpochRecord], None] | None = None,
+    compile_network: bool = False,
+) -> Network:
+    """Train one member on the device of its data, from `initial`'s weights when given (they are not changed)."""
+    seed = settings.train.seed + index
+    torch.manual_seed(seed)
+    kind = "structural" if isinstance(settings.network, StructuralSettings) else "compositional"
+    network = make_network(kind, vars(settings.network))
+    if initial is not None:
+        network.load_state_dict(initial.state_dict())
+    network.to(train.targets.device)
+    fit(
+        network,
+        train,
+        validation,
+        replace(settings.train, seed=seed),
+        state_path=None if state_folder is None else state_folder / f"member{index}.pt",
+        on_epoch=None if on_epoch is None else lambda record: on_epoch(index, record),
+        compile_network=compile_network,
+    )
+    return network

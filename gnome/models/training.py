@@ -1,0 +1,213 @@
+"""One plain training loop for every network here: seeded, resumable, FP32 or BF16.
+
+Adam with decoupled weight decay, learning rate falling linearly to zero, gradients clipped, mean absolute error.  Every epoch's order is a
+function of (seed, epoch) alone, so a resumed run repeats the broken one exactly.  The weights of the best validation epoch win.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gnome.errors import InvalidCheckpoint
+from gnome.models.linear import Precision, autocast
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How to train one network.
+
+    `volume_jitter`: in training each structure's volume is multiplied by a factor drawn evenly from 1 - jitter to 1 + jitter.
+    `eval_batch_size` affects speed only.
+    """
+
+    epochs: int = 60
+    batch_size: int = 256
+    learning_rate: float = 5.55e-4
+    weight_decay: float = 1e-4
+    gradient_clip: float = 1.0
+    volume_jitter: float = 0.0
+    seed: int = 0
+    precision: Precision = "fp32"
+    eval_batch_size: int = 1024
+    save_every: int = 5
+
+
+class Inputs(Protocol):
+    """Packed inputs of a network: `PackedGraphs`, `PackedFormulas`."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def batch(self, indices: Tensor) -> Any:
+        """Select examples."""
+        ...
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs with their targets (n,), eV/atom, on one device."""
+
+    inputs: Inputs
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What is logged after every epoch; errors in eV/atom."""
+
+    epoch: int
+    learning_rate: float
+    train_mae: float
+    validation_mae: float
+
+
+def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """Yield index batches of one epoch's order, a function of (seed, epoch) alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    yield from torch.randperm(n, generator=generator).split(batch_size)
+
+
+@torch.no_grad()
+def predict(network: nn.Module, inputs: Inputs, *, batch_size: int = 1024, precision: Precision = "fp32") -> Tensor:
+    """Predict all examples in order, eV/atom (n,)."""
+    network.eval()
+    device = next(network.parameters()).device
+    out = []
+    for indices in torch.arange(len(inputs), device=device).split(batch_size):
+        with autocast(precision, device):
+            out.append(network(inputs.batch(indices)).float())
+    return torch.cat(out) if out else torch.zeros(0, device=device)
+
+
+def fit(
+    network: nn.Module,
+    train: Labelled,
+    validation: Labelled,
+    settings: TrainSettings,
+    *,
+    state_path: Path | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    compile_network: bool = False,
+) -> list[EpochRecord]:
+    """Train in place and leave the best validation epoch's weights in the network.
+
+    With `state_path` the run is saved every few epochs and picked up from there when called again with the same settings.
+    """
+    trainer = _Trainer(network, train, validation, settings, compile_network=compile_network)
+    if state_path is not None and state_path.exists():
+        trainer.load(state_path)
+    while trainer.epoch < settings.epochs:
+        record = trainer.run_epoch()
+        if on_epoch is not None:
+            on_epoch(record)
+        last = trainer.epoch == settings.epochs
+        if state_path is not None and (last or trainer.epoch % settings.save_every == 0):
+            trainer.save(state_path)
+    network.load_state_dict(trainer.best_weights)
+    return trainer.history
+
+
+class _Trainer:
+    """The state of a run: everything that a resumed run must have back."""
+
+    def __init__(
+        self, network: nn.Module, train: Labelled, validation: Labelled, settings: TrainSettings, *, compile_network: bool
+    ) -> None:
+        self.network, self.train, self.validation, self.settings = network, train, validation, settings
+        self.device = next(network.parameters()).device
+        self.forward = torch.compile(network, dynamic=True) if compile_network else network
+        decayed = [p for p in network.parameters() if p.ndim > 1]
+        plain = [p for p in network.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+        self.steps_per_epoch = math.ceil(len(train.inputs) / settings.batch_size)
+        self.epoch = 0
+        self.history: list[EpochRecord] = []
+        self.best_mae = float("inf")
+        self.best_weights = self._copy_weights()
+
+    def run_epoch(self) -> EpochRecord:
+        """Train one epoch and validate."""
+        settings = self.settings
+        self.network.train()
+        jitter = torch.Generator().manual_seed(settings.seed * 7_919 + self.epoch)
+        absolute_error = torch.zeros((), device=self.device, dtype=torch.float64)
+        total_steps = self.steps_per_epoch * settings.epochs
+        batches = epoch_batches(len(self.train.inputs), settings.batch_size, settings.seed, self.epoch)
+        rate = settings.learning_rate
+        for step, indices in enumerate(batches, start=self.epoch * self.steps_per_epoch):
+            rate = settings.learning_rate * (1 - step / total_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            absolute_error += self._step(indices, jitter)
+        self.epoch += 1
+        predicted = predict(
+            self.network, self.validation.inputs, batch_size=settings.eval_batch_size, precision=settings.precision
+        )
+        validation_mae = float((predicted - self.validation.targets).abs().mean()) if len(predicted) else float("nan")
+        record = EpochRecord(self.epoch, rate, float(absolute_error) / len(self.train.inputs), validation_mae)
+        self.history.append(record)
+        if validation_mae < self.best_mae or not len(predicted):
+            self.best_mae, self.best_weights = validation_mae, self._copy_weights()
+        return record
+
+    def _step(self, indices: Tensor, jitter: torch.Generator) -> Tensor:
+        """Take one optimizer step; returns the summed absolute error."""
+        settings = self.settings
+        factors = 1 + settings.volume_jitter * (2 * torch.rand(len(indices), generator=jitter) - 1)
+        indices = indices.to(self.device)
+        batch = self.train.inputs.batch(indices)
+        if settings.volume_jitter:
+            batch = batch.scaled(factors.to(self.device))
+        with autocast(settings.precision, self.device):
+            predicted = self.forward(batch)
+        error = (predicted - self.train.targets[indices]).abs()
+        self.optimizer.zero_grad(set_to_none=True)
+        error.mean().backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
+        self.optimizer.step()
+        return error.detach().sum()
+
+    def _copy_weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+
+    def _settings_text(self) -> str:
+        return json.dumps(asdict(self.settings), sort_keys=True)
+
+    def save(self, path: Path) -> None:
+        """Write the run's state; the file appears whole or not at all."""
+        state = {
+            "settings": self._settings_text(),
+            "weights": self._copy_weights(),
+            "best_weights": self.best_weights,
+            "best_mae": self.best_mae,
+            "optimizer": self.optimizer.state_dict(),
+            "history": [asdict(record) for record in self.history],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Take up a saved run; raises InvalidCheckpoint when the file is damaged or was saved under other settings."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            if state["settings"] != self._settings_text():
+                raise InvalidCheckpoint(f"{path} was saved by a run with other settings; delete it to start anew")
+            self.network.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.best_weights, self.best_mae = state["best_weights"], state["best_mae"]
+            self.history = [EpochRecord(**record) for record in state["history"]]
+        except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+            reason = str(error).split("\n", 1)[0][:200]
+            raise InvalidCheckpoint(f"{path} cannot be resumed ({reason}); delete it to start anew") from error
+        self.epoch = len(self.history)
