@@ -33,7 +33,10 @@ from gnome.models.training import EpochRecord, TrainSettings, predict
 from gnome.quantities import Quantity
 
 METHOD = "pbe-mp2020"
-LICENCES = ["WBM: CC BY 4.0 (Wang, Botti, Marques, npj Comput. Mater. 7, 12 (2021))", "Materials Project: CC BY 4.0 (Jain et al. 2013)"]
+LICENCES = [
+    "WBM: CC BY 4.0 (Wang, Botti, Marques, npj Comput. Mater. 7, 12 (2021))",
+    "Materials Project: CC BY 4.0 (Jain et al. 2013)",
+]
 
 
 def log(message: str) -> None:
@@ -51,7 +54,9 @@ def fractions_of(compositions: list[dict[int, int]]) -> np.ndarray:
     return out
 
 
-def run_member(index: int, kind: str, settings: EnsembleSettings, data: tuple, device: str, folder: Path, compile_network: bool) -> None:
+def run_member(
+    index: int, kind: str, settings: EnsembleSettings, data: tuple, device: str, folder: Path, compile_network: bool
+) -> None:
     """Train one member in its own process and leave its weights in a file."""
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads(1)
@@ -60,7 +65,9 @@ def run_member(index: int, kind: str, settings: EnsembleSettings, data: tuple, d
 
     def on_epoch(member: int, record: EpochRecord) -> None:
         if member == 0 or record.epoch == settings.train.epochs:
-            log(f"{kind} member {member} epoch {record.epoch}: train {record.train_mae:.4f} validation {record.validation_mae:.4f} eV/atom")
+            log(
+                f"{kind} member {member} epoch {record.epoch}: train {record.train_mae:.4f} validation {record.validation_mae:.4f} eV/atom"
+            )
 
     network = train_member(
         index, settings, train, validation, state_folder=folder, on_epoch=on_epoch, compile_network=compile_network
@@ -171,7 +178,9 @@ def main() -> None:
         save_ensemble(path, members, card)
         metrics = dict(baseline)
         structures = PackedFormulas.from_compositions([crystals[i].composition for i in wbm_test]).to(options.device)
-        metrics["compositional, WBM test structures"] = intervals(ensemble_predictions(path, structures, options.device), targets[wbm_test])
+        metrics["compositional, WBM test structures"] = intervals(
+            ensemble_predictions(path, structures, options.device), targets[wbm_test]
+        )
         for name, index in (("lowest energy a formula, MP2020", 0), ("lowest energy a formula, older MP scheme", 1)):
             rows = parts.test[scheme[parts.test] == index]
             inputs = labelled_subset(pack, formula_targets, rows, options.device)
@@ -198,6 +207,8 @@ def main() -> None:
         save_ensemble(path, members, card)
         metrics = dict(baseline)
         for name, rows in (("WBM", wbm_test), ("Materials Project", np.setdiff1d(split.test, wbm_test))):
+            if len(rows) == 0:
+                continue
             inputs = labelled_subset(pack, targets, rows, options.device)
             predicted = ensemble_predictions(path, inputs.inputs, options.device)
             metrics[f"structural, {name} test structures"] = intervals(predicted, targets[rows])
