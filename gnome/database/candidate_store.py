@@ -1,0 +1,211 @@
+"""Candidates, predictions and evaluations in the database, and the lineage that they make up."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from gnome.crystals.crystal import Crystal
+from gnome.database.connection import in_chunks, insert_new
+from gnome.database.crystal_store import CrystalStore
+from gnome.database.records import Ancestor, CandidateRecord, EvaluationRecord, PredictionRecord, StoredCrystal
+from gnome.database.schema import candidates, evaluations, formula_runs, methods, predictions
+from gnome.stability.method import Method
+
+
+class CandidateStore(CrystalStore):
+    """The part of `Store` that holds what a round proposes, predicts and evaluates."""
+
+    def add_candidates(self, records: Iterable[CandidateRecord]) -> int:
+        """Insert candidates that are not there yet (by id); returns how many were new."""
+        rows = [
+            {
+                "id": record.id,
+                "round": record.round,
+                "generator": record.generator,
+                "parent_id": record.parent_id,
+                "parameters": dict(record.parameters),
+                "seed": record.seed,
+                "structure": record.crystal.to_dict(),
+                "reduced_formula": record.crystal.reduced_formula,
+                "n_atoms": record.crystal.n_atoms,
+            }
+            for record in records
+        ]
+        with self.write() as connection:
+            return len(insert_new(connection, candidates, rows, "id"))
+
+    def add_predictions(self, records: Iterable[PredictionRecord]) -> int:
+        """Insert predictions that are not there yet (by candidate and model); returns how many were new."""
+        with self.write() as connection:
+            return len(insert_new(connection, predictions, [asdict(record) for record in records], "candidate_id"))
+
+    def add_evaluations(self, records: Iterable[EvaluationRecord]) -> int:
+        """Insert evaluations that are not there yet (by candidate and method) and count the runs of their formulas.
+
+        Returns how many were new.
+        """
+        rows = {(record.candidate_id, record.method.label): record for record in records}
+        labels = {
+            record.method.label: {"label": record.method.label, "definition": record.method.to_dict()} for record in rows.values()
+        }
+        with self.write() as connection:
+            insert_new(connection, methods, list(labels.values()), "label")
+            new = insert_new(
+                connection,
+                evaluations,
+                [_evaluation_row(record) for record in rows.values()],
+                "candidate_id",
+                "method",
+                "converged",
+            )
+            _count_formula_runs(connection, new)
+        return len(new)
+
+    def candidates(self, ids: Iterable[str]) -> dict[str, CandidateRecord]:
+        """Find candidates by id; ids that are not there are left out."""
+        found = {}
+        with self.read() as connection:
+            for chunk in in_chunks(ids):
+                for row in connection.execute(select(candidates).where(candidates.c.id.in_(chunk))):
+                    found[row.id] = _candidate(row)
+        return found
+
+    def candidate_ids(self, ids: Iterable[str]) -> set[str]:
+        """Tell which of these candidates were ever proposed, so that none is proposed twice."""
+        with self.read() as connection:
+            return {
+                found
+                for chunk in in_chunks(ids)
+                for found in connection.scalars(select(candidates.c.id).where(candidates.c.id.in_(chunk)))
+            }
+
+    def candidates_of_round(self, number: int) -> list[CandidateRecord]:
+        """Every candidate of a round, by id."""
+        with self.read() as connection:
+            rows = connection.execute(select(candidates).where(candidates.c.round == number).order_by(candidates.c.id))
+            return [_candidate(row) for row in rows]
+
+    def predictions_of_round(self, number: int) -> list[PredictionRecord]:
+        """Every prediction for the candidates of a round, by candidate and model."""
+        statement = select(predictions).join(candidates).where(candidates.c.round == number)
+        with self.read() as connection:
+            rows = connection.execute(statement.order_by(predictions.c.candidate_id, predictions.c.model_id))
+            return [PredictionRecord(**row._mapping) for row in rows]  # noqa: SLF001 - the documented way to a dict
+
+    def evaluations_of_round(self, number: int) -> list[EvaluationRecord]:
+        """Every evaluation of a round, failures included, by candidate and method."""
+        statement = select(evaluations).where(evaluations.c.round == number)
+        known = self.methods()
+        with self.read() as connection:
+            rows = connection.execute(statement.order_by(evaluations.c.candidate_id, evaluations.c.method))
+            return [_evaluation(row, known) for row in rows]
+
+    def failures_of_round(self, number: int) -> dict[str, int]:
+        """Count the failed evaluations of a round by reason, the most frequent first."""
+        statement = select(evaluations.c.failure, func.count()).where(
+            evaluations.c.round == number, evaluations.c.failure.is_not(None)
+        )
+        with self.read() as connection:
+            counted = Counter(
+                {str(reason): int(count) for reason, count in connection.execute(statement.group_by(evaluations.c.failure))}
+            )
+        return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
+
+    def formula_runs(self, method: str) -> dict[str, tuple[int, int]]:
+        """Tell how many structures of each formula were evaluated, and how many of these converged."""
+        with self.read() as connection:
+            rows = connection.execute(
+                select(formula_runs).where(formula_runs.c.method == method).order_by(formula_runs.c.reduced_formula)
+            )
+            return {row.reduced_formula: (row.attempted, row.completed) for row in rows}
+
+    def lineage(self, crystal_id: str, method: str | None = None) -> tuple[Ancestor, ...]:
+        """Trace a crystal back: itself first, then the crystal it was made from, down to one that was not made by a round.
+
+        Raises InvalidInput when there is no such crystal.
+        """
+        stored: StoredCrystal | None = self.crystal(crystal_id, method)
+        chain: list[Ancestor] = []
+        seen: set[str] = set()
+        while stored is not None and stored.id not in seen:
+            seen.add(stored.id)
+            ancestor = self._ancestor(stored)
+            chain.append(ancestor)
+            parent_id = ancestor.candidate.parent_id if ancestor.candidate else None
+            parents = self.crystals_by_id([parent_id]).get(parent_id, []) if parent_id else []
+            same_method = [parent for parent in parents if parent.row["method"] == stored.row["method"]]
+            stored = next(iter(same_method or parents), None)
+        return tuple(chain)
+
+    def _ancestor(self, stored: StoredCrystal) -> Ancestor:
+        candidate_id = stored.row["candidate_id"]
+        if candidate_id is None:
+            return Ancestor(crystal=stored, candidate=None, predictions=(), evaluations=())
+        known = self.methods()
+        with self.read() as connection:
+            candidate = connection.execute(select(candidates).where(candidates.c.id == candidate_id)).one()
+            predicted = connection.execute(
+                select(predictions).where(predictions.c.candidate_id == candidate_id).order_by(predictions.c.model_id)
+            ).all()
+            evaluated = connection.execute(
+                select(evaluations).where(evaluations.c.candidate_id == candidate_id).order_by(evaluations.c.method)
+            ).all()
+        return Ancestor(
+            crystal=stored,
+            candidate=_candidate(candidate),
+            predictions=tuple(PredictionRecord(**row._mapping) for row in predicted),  # noqa: SLF001 - the documented way to a dict
+            evaluations=tuple(_evaluation(row, known) for row in evaluated),
+        )
+
+
+def _candidate(row: Row[Any]) -> CandidateRecord:
+    return CandidateRecord(
+        id=row.id,
+        round=row.round,
+        generator=row.generator,
+        crystal=Crystal.from_dict(row.structure),
+        parent_id=row.parent_id,
+        parameters=row.parameters,
+        seed=row.seed,
+    )
+
+
+def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
+    row = {name: getattr(record, name) for name in record.__dataclass_fields__}
+    return {**row, "method": record.method.label}
+
+
+def _evaluation(row: Row[Any], known: Mapping[str, Method]) -> EvaluationRecord:
+    columns = {name: value for name, value in row._mapping.items() if name != "created_at"}  # noqa: SLF001 - the documented way to a dict
+    return EvaluationRecord(**{**columns, "method": known[row.method]})
+
+
+def _count_formula_runs(connection: Connection, new: Iterable[Row[Any]]) -> None:
+    """Add newly stored evaluations to the counts of their formulas."""
+    new = list(new)
+    formulas: dict[str, str] = {}
+    for chunk in in_chunks(row.candidate_id for row in new):
+        statement = select(candidates.c.id, candidates.c.reduced_formula).where(candidates.c.id.in_(chunk))
+        formulas.update({candidate_id: formula for candidate_id, formula in connection.execute(statement)})
+    attempted: Counter[tuple[str, str]] = Counter((formulas[row.candidate_id], row.method) for row in new)
+    completed: Counter[tuple[str, str]] = Counter((formulas[row.candidate_id], row.method) for row in new if row.converged)
+    rows = [
+        {"reduced_formula": formula, "method": method, "attempted": count, "completed": completed[formula, method]}
+        for (formula, method), count in sorted(attempted.items())
+    ]
+    if not rows:
+        return
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    insert = dialect.insert(formula_runs)
+    statement = insert.on_conflict_do_update(
+        index_elements=["reduced_formula", "method"],
+        set_={
+            "attempted": formula_runs.c.attempted + insert.excluded.attempted,
+            "completed": formula_runs.c.completed + insert.excluded.completed,
+        },
+    )
+    connection.execute(statement, rows)
