@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,7 +86,14 @@ def train_all(kind: str, settings: EnsembleSettings, data: tuple, options: argpa
         for index in range(settings.members):
             run_member(index, *arguments)
     else:
-        mp.spawn(run_member, arguments, nprocs=settings.members)
+        context = mp.get_context("spawn")
+        processes = [context.Process(target=run_member, args=(index, *arguments)) for index in range(settings.members)]
+        with ThreadPoolExecutor(settings.members) as pool:  # each start waits for its process to read the data
+            list(pool.map(lambda process: process.start(), processes))
+        for process in processes:
+            process.join()
+        if failed := [index for index, process in enumerate(processes) if process.exitcode != 0]:
+            raise SystemExit(f"members {failed} of the {kind} ensemble failed; their errors stand above")
     log(f"{kind}: {settings.members} members in {time.perf_counter() - begin:.0f} s")
     members = []
     for index in range(settings.members):
