@@ -1,0 +1,286 @@
+"""The ensemble filter: what the models say about candidates that nobody has relaxed.
+
+Source: Merchant et al., Nature 624, 80 (2023), Methods, "Prediction and filtration".  A candidate's volume is a guess, so it is
+predicted at 20 volumes between 80 and 120 % of that guess and the lowest energy counts; over the members of the ensemble the
+median is the prediction and the inter-quartile range its spread.  Here the median is taken at each volume first, so that one
+stray member cannot choose the volume.
+
+Energies of two methods never meet.  When the ensemble was trained on another method than the hull's, an `Offset` fitted on known
+crystals carries its predictions over; such predictions are labelled with both methods, a label that no hull bears.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.elements import MAX_ATOMIC_NUMBER, SYMBOLS
+from gnome.errors import InvalidInput
+from gnome.models.energy_model import EnergyModel
+from gnome.quantities import PLAUSIBLE_E_FORM
+from pipelines.candidate import Candidate
+
+
+class Hull(Protocol):
+    """What screening asks of a convex hull."""
+
+    @property
+    def method(self) -> str:
+        """Label of the method of its energies."""
+        ...
+
+    @property
+    def elements(self) -> frozenset[int]:
+        """Atomic numbers that have a reference."""
+        ...
+
+    def decomposition_energies(
+        self, compositions: Sequence[Mapping[int, int]], e_form_per_atom: ArrayLike
+    ) -> NDArray[np.float64]:
+        """Formation energies minus those of the competing phases, eV/atom."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreeningSettings:
+    """Volumes of the test-time augmentation, as factors on a candidate's volume, and crystals handed to the model at once."""
+
+    n_scales: int = 20
+    smallest_scale: float = 0.8
+    largest_scale: float = 1.2
+    batch_size: int = 512
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Volume factors, ascending."""
+        return tuple(np.linspace(self.smallest_scale, self.largest_scale, self.n_scales).tolist())
+
+
+DEFAULT_SCREENING = ScreeningSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the ensemble says of a candidate.
+
+    Energies eV/atom.  `spread` is the inter-quartile range over the members at `volume_scale`, the factor on the candidate's
+    volume where the median is lowest.  `method` labels `e_form_per_atom` and `decomposition_energy`; one with an offset reads
+    `model's~hull's`.
+    """
+
+    candidate_id: str
+    e_form_per_atom: float
+    spread: float
+    volume_scale: float
+    model_id: str
+    method: str
+    decomposition_energy: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain fields, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A candidate that got no prediction, and why: `unsupported_element` or `implausible_energy`, with the details in words."""
+
+    candidate_id: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screening:
+    """Predictions and refusals, each in the order of the candidates.
+
+    `offset_note` says how two methods were bridged; empty when model and hull agree.
+    """
+
+    predictions: tuple[Prediction, ...]
+    refusals: tuple[Refusal, ...]
+    offset_note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleEnergies:
+    """Per crystal, each of shape (crystals,): lowest median over volumes, spread there (both eV/atom), and the volume factor."""
+
+    e_form_per_atom: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    volume_scale: NDArray[np.float64]
+
+
+def predict_energies(
+    model: EnergyModel, crystals: Sequence[Crystal], settings: ScreeningSettings = DEFAULT_SCREENING
+) -> EnsembleEnergies:
+    """Predict crystals whose volume is not known well; their elements must be the model's."""
+    parts = []
+    for start in range(0, len(crystals), settings.batch_size):
+        energies = model.member_energies(
+            crystals[start : start + settings.batch_size], settings.scales
+        )  # (members, scales, crystals)
+        medians = np.median(energies, axis=0)
+        best = medians.argmin(axis=0)
+        columns = np.arange(energies.shape[2])
+        with np.errstate(invalid="ignore"):  # an infinite energy makes a spread of NaN here and is refused later
+            upper, lower = np.percentile(energies[:, best, columns], [75, 25], axis=0)
+            spread = upper - lower
+        parts.append(np.stack([medians[best, columns], spread, np.array(settings.scales)[best]]))
+    joined = np.concatenate([np.empty((3, 0)), *parts], axis=1)
+    return EnsembleEnergies(e_form_per_atom=joined[0], spread=joined[1], volume_scale=joined[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offset:
+    """Linear correction from a model's method to another: `intercept` plus the mean of `per_element` over the atoms, eV/atom.
+
+    Elements that the fit did not see have 0 in `per_element`.  The errors are mean absolute ones over the `n_crystals` of the
+    fit, before, and after with each crystal left out in turn.
+    """
+
+    model_id: str
+    from_method: str
+    to_method: str
+    intercept: float
+    per_element: NDArray[np.float64]
+    n_crystals: int
+    error_before: float
+    error_after: float
+
+    def correction(self, composition: Mapping[int, int]) -> float:
+        """Correction (eV/atom) to add to the formation energy of a composition."""
+        total = sum(composition.values())
+        return self.intercept + sum(float(self.per_element[z]) * n for z, n in composition.items()) / total
+
+    @property
+    def note(self) -> str:
+        """One line for the output."""
+        return (
+            f"predictions of {self.from_method} carried over to {self.to_method} by an offset per element fitted on "
+            f"{self.n_crystals} known crystals (mean absolute error {self.error_before:.3f} -> {self.error_after:.3f} eV/atom); "
+            "they enter no hull"
+        )
+
+
+def fit_offset(
+    model: EnergyModel,
+    crystals: Sequence[Crystal],
+    e_forms: Sequence[float],
+    *,
+    method: str,
+    ridge: float = 1.0,
+    settings: ScreeningSettings = DEFAULT_SCREENING,
+) -> Offset:
+    """Fit what to add to a model's predictions so that they meet `e_forms` (eV/atom) of another method.
+
+    Ridge regression of the residuals on atomic fractions x: minimises sum_i (r_i - b - x_i w)^2 + ridge |w|^2 over b and w, the
+    predictions being those of `predict_energies`, so that the bias of taking the lowest of many volumes is absorbed as well.
+    Crystals with elements the model does not know are left out; raises InvalidInput when none is left.
+    """
+    known = [i for i, crystal in enumerate(crystals) if set(crystal.composition) <= model.elements]
+    if not known:
+        raise InvalidInput(
+            f"no offset from {model.method} to {method}: none of {len(crystals)} crystals has only elements of the model"
+        )
+    residuals = (
+        np.array([e_forms[i] for i in known]) - predict_energies(model, [crystals[i] for i in known], settings).e_form_per_atom
+    )
+    design = np.zeros((len(known), MAX_ATOMIC_NUMBER + 1))
+    design[:, 0] = 1.0  # no element has number 0: the column of the intercept
+    for row, i in zip(design, known, strict=True):
+        for z, n in crystals[i].composition.items():
+            row[z] = n / crystals[i].n_atoms
+    penalty = np.full(design.shape[1], ridge)
+    penalty[0] = 1e-9
+    solver = np.linalg.solve(design.T @ design + np.diag(penalty), design.T)  # (coefficients, crystals)
+    weights = solver @ residuals
+    leverage = np.einsum("ij,ji->i", design, solver)
+    left_out = (residuals - design @ weights) / np.maximum(1.0 - leverage, 1e-6)
+    return Offset(
+        model_id=model.model_id,
+        from_method=model.method,
+        to_method=method,
+        intercept=float(weights[0]),
+        per_element=np.concatenate([[0.0], weights[1:]]),
+        n_crystals=len(known),
+        error_before=float(np.abs(residuals).mean()),
+        error_after=float(np.abs(left_out).mean()),
+    )
+
+
+def screen(
+    candidates: Iterable[Candidate],
+    model: EnergyModel,
+    hull: Hull,
+    settings: ScreeningSettings = DEFAULT_SCREENING,
+    offset: Offset | None = None,
+) -> Screening:
+    """Predict formation and decomposition energies of candidates.
+
+    Candidates with elements that the model or the hull lacks, or with an absurd prediction, are refused with a reason.
+    Raises InvalidInput when the methods of model and hull differ and no offset between the two is given.
+    """
+    bridging = _bridge(model, hull, offset)
+    results: list[Prediction | Refusal | None] = []
+    admitted: list[tuple[int, Candidate]] = []
+    for position, candidate in enumerate(candidates):
+        refusal = _unsupported(candidate, model, hull)
+        results.append(refusal)
+        if refusal is None:
+            admitted.append((position, candidate))
+    energies = predict_energies(model, [candidate.crystal for _, candidate in admitted], settings)
+    compositions = [candidate.crystal.composition for _, candidate in admitted]
+    corrections = [bridging.correction(composition) if bridging else 0.0 for composition in compositions]
+    e_forms = energies.e_form_per_atom + np.array(corrections)
+    low, high = PLAUSIBLE_E_FORM
+    plausible = np.flatnonzero((e_forms >= low) & (e_forms <= high) & np.isfinite(energies.spread))
+    decomposition = np.full(len(admitted), np.nan)
+    decomposition[plausible] = hull.decomposition_energies([compositions[i] for i in plausible], e_forms[plausible])
+    for i, (position, candidate) in enumerate(admitted):
+        if np.isnan(decomposition[i]):
+            message = f"{candidate.crystal.reduced_formula}: predicted {e_forms[i]:.3g} eV/atom, expected {low:g} to {high:g}"
+            results[position] = Refusal(candidate_id=candidate.id, reason="implausible_energy", message=message)
+            continue
+        results[position] = Prediction(
+            candidate_id=candidate.id,
+            e_form_per_atom=float(e_forms[i]),
+            spread=float(energies.spread[i]),
+            volume_scale=float(energies.volume_scale[i]),
+            model_id=model.model_id,
+            method=f"{model.method}~{hull.method}" if bridging else model.method,
+            decomposition_energy=float(decomposition[i]),
+        )
+    return Screening(
+        predictions=tuple(result for result in results if isinstance(result, Prediction)),
+        refusals=tuple(result for result in results if isinstance(result, Refusal)),
+        offset_note=bridging.note if bridging else "",
+    )
+
+
+def _bridge(model: EnergyModel, hull: Hull, offset: Offset | None) -> Offset | None:
+    """Return the offset to apply: none when the methods agree."""
+    if model.method == hull.method:
+        return None
+    if offset is None or (offset.model_id, offset.to_method) != (model.model_id, hull.method):
+        fitted = "none is given" if offset is None else f"the one given leads from {offset.model_id} to {offset.to_method}"
+        raise InvalidInput(
+            f"model {model.model_id} predicts {model.method}, the hull is of {hull.method}: an offset between them is needed, {fitted}"
+        )
+    return offset
+
+
+def _unsupported(candidate: Candidate, model: EnergyModel, hull: Hull) -> Refusal | None:
+    present = set(candidate.crystal.composition)
+    lacking = [
+        f"the {what} has no {', '.join(SYMBOLS[z] for z in sorted(present - elements))}"
+        for what, elements in (("model", model.elements), ("hull", hull.elements))
+        if present - elements
+    ]
+    if not lacking:
+        return None
+    message = f"{candidate.crystal.reduced_formula}: {' and '.join(lacking)}"
+    return Refusal(candidate_id=candidate.id, reason="unsupported_element", message=message)

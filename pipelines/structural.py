@@ -1,0 +1,241 @@
+"""Candidates from known crystals: whole and symmetry-aware partial substitution.
+
+Source: Merchant et al., Nature 624, 80 (2023), Methods, "Substitution patterns" and SAPS; the probabilities are `pipelines.substitution`'s.
+A child keeps its parent's cell shape and fractional coordinates; its volume is the parent's times the ratio of two additive estimates
+(`pipelines.volumes`, fitted on the parents).  Compositions that are known are skipped, as GNoME did (novelty by composition).
+
+Parents take turns in a seeded order, so that a limit starves none; each offers its substitutions in a random order that favours
+likely ones.  What one parent offers depends on the seed and the set of parents, never on the order they are given in.
+"""
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.elements import SYMBOLS
+from gnome.crystals.validity import DEFAULT_GATE, GateSettings, heights, is_valid
+from pipelines.candidate import Candidate, Lineage
+from pipelines.contacts import CONTACT_REACH, decoration_is_valid, shortest_contacts
+from pipelines.oxidation import guess_oxidation_states
+from pipelines.substitution import Substitution, SubstitutionSettings, likely_substitutions, load_table
+from pipelines.symmetry import DEFAULT_SYMMETRY, MAX_SITES, GroupingLimits, SiteGroupings, SymmetrySettings, site_symmetry
+from pipelines.volumes import estimated_volume, fit_atomic_volumes
+
+_LIKENESS_REACH = 1.7
+"""Nearest distances that tell crystals apart, in units of the cube root of the volume per atom."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuralSettings:
+    """Bounds on parents and children.
+
+    Parents with more than `max_atoms` atoms and children with fewer than `min_elements` or more than `max_elements` are left out: an
+    element is its own reference, and ensembles have seen little beyond five.  `sharpness` is the power of the probability a substitution
+    is drawn with: 0 draws evenly, large values go strictly by probability.
+    """
+
+    max_atoms: int = 40
+    min_elements: int = 2
+    max_elements: int = 5
+    sharpness: float = 2.0
+    gate: GateSettings = DEFAULT_GATE
+
+
+@dataclass(frozen=True, kw_only=True)
+class IonicSubstitution:
+    """Replaces all atoms of one or more elements; a `Generator`.
+
+    `known_formulas` are reduced formulas to skip, beside those of the parents.
+    """
+
+    name: ClassVar[str] = "ionic_substitution"
+    known_formulas: frozenset[str] = frozenset()
+    substitution: SubstitutionSettings = field(default_factory=SubstitutionSettings)
+    settings: StructuralSettings = field(default_factory=StructuralSettings)
+
+    def propose(self, parents: Sequence[Crystal], *, limit: int, seed: int) -> Iterator[Candidate]:
+        """Yield at most `limit` candidates, parents taking turns."""
+        table = load_table()
+
+        def offers(parent: "_Parent") -> Iterator["_Child"]:
+            substitutions = likely_substitutions(parent.crystal.composition, parent.states, table, self.substitution)
+            offered: set[Hashable] = set()
+            for i in _draw_order([s.probability for s in substitutions], self.settings.sharpness, parent.rng):
+                chosen = substitutions[i]
+                numbers = parent.crystal.atomic_numbers.copy()
+                for old, new in chosen.replaced.items():
+                    numbers[parent.crystal.atomic_numbers == old] = new
+                child = parent.child(numbers, self.name, _describe(chosen), seed)
+                # Where sites of two elements are alike (CsCl), swapped substitutions give one crystal.
+                if child is not None and child.likeness not in offered:
+                    offered.add(child.likeness)
+                    yield child
+
+        return _take_turns(parents, offers, self.settings, self.known_formulas, limit, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialSubstitution:
+    """Replaces 1 to all atoms of one element on symmetry-unique groupings of its sites (SAPS); a `Generator`.
+
+    `known_formulas` are reduced formulas to skip, beside those of the parents.
+    """
+
+    name: ClassVar[str] = "partial_substitution"
+    known_formulas: frozenset[str] = frozenset()
+    substitution: SubstitutionSettings = field(default_factory=lambda: SubstitutionSettings(max_replaced=1))
+    limits: GroupingLimits = field(default_factory=GroupingLimits)
+    symmetry: SymmetrySettings = DEFAULT_SYMMETRY
+    settings: StructuralSettings = field(default_factory=StructuralSettings)
+
+    def propose(self, parents: Sequence[Crystal], *, limit: int, seed: int) -> Iterator[Candidate]:
+        """Yield at most `limit` candidates, parents taking turns."""
+        table = load_table()
+
+        def offers(parent: "_Parent") -> Iterator["_Child"]:
+            groupings = self._groupings(parent)
+            singles = likely_substitutions(parent.crystal.composition, parent.states, table, self.substitution)
+            choices = [(single, groupings[z]) for single in singles for z in single.replaced if z in groupings]
+            # Every level of a substitution is equally likely to be drawn, however many groupings it has.
+            weights = [single.probability**self.settings.sharpness / found.per_level for single, found in choices]
+            starts = np.cumsum([0, *(len(found.sites) for _, found in choices)])
+            for i in _draw_order(np.concatenate([*weights, []]), 1.0, parent.rng):
+                which = int(np.searchsorted(starts, i, side="right")) - 1
+                single, found = choices[which]
+                sites = found.sites[i - starts[which]]
+                ((_, new),) = single.replaced.items()
+                numbers = parent.crystal.atomic_numbers.copy()
+                numbers[sites] = new
+                child = parent.child(numbers, self.name, {**_describe(single), "sites": sites.tolist()}, seed)
+                if child is not None:
+                    yield child
+
+        return _take_turns(parents, offers, self.settings, self.known_formulas, limit, seed)
+
+    def _groupings(self, parent: "_Parent") -> dict[int, "_Groupings"]:
+        permutations = site_symmetry(parent.crystal, self.symmetry).permutations
+        by_element = {}
+        for z, count in parent.crystal.composition.items():
+            if count > MAX_SITES:
+                continue
+            unique = SiteGroupings(np.flatnonzero(parent.crystal.atomic_numbers == z), permutations)
+            levels = [unique.choose(level, self.limits, parent.rng) for level in range(1, count + 1)]
+            by_element[z] = _Groupings(
+                sites=[unique.sites[subset] for level in levels for subset in level],
+                per_level=np.concatenate([np.full(len(level), len(level)) for level in levels]),
+            )
+        return by_element
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Groupings:
+    """Groupings of the sites of one element: the picked sites of each, and how many there are at its level."""
+
+    sites: list[NDArray[np.int64]]
+    per_level: NDArray[np.int64]
+
+
+def _describe(substitution: Substitution) -> dict[str, Any]:
+    return {
+        "replaced": {SYMBOLS[old]: SYMBOLS[new] for old, new in sorted(substitution.replaced.items())},
+        "probability": float(f"{substitution.probability:.6g}"),
+    }
+
+
+def _draw_order(weights: ArrayLike, sharpness: float, rng: np.random.Generator) -> list[int]:
+    """Order in which draws without replacement would come, weights taken to a power (Gumbel keys)."""
+    logs = sharpness * np.log(np.asarray(weights, dtype=np.float64))
+    order: list[int] = np.argsort(-(logs + rng.gumbel(size=logs.shape)), kind="stable").tolist()
+    return order
+
+
+def _take_turns(
+    parents: Sequence[Crystal],
+    offers: Callable[["_Parent"], Iterator["_Child"]],
+    settings: StructuralSettings,
+    known_formulas: frozenset[str],
+    limit: int,
+    seed: int,
+) -> Iterator[Candidate]:
+    """Draw one new candidate from each parent in turn until the limit or the last offer."""
+    distinct = {parent.id: parent for parent in parents}
+    known = known_formulas | {parent.reduced_formula for parent in parents}
+    usable = [distinct[i] for i in sorted(distinct) if distinct[i].n_atoms <= settings.max_atoms and is_valid(distinct[i])]
+    volumes = fit_atomic_volumes(usable)
+    turns = deque(usable[i] for i in np.random.default_rng(seed).permutation(len(usable)))
+    started: dict[str, Iterator[_Child]] = {}
+    offered: dict[Hashable, str] = {}
+    while turns and limit > 0:
+        crystal = turns.popleft()
+        if crystal.id not in started:
+            started[crystal.id] = offers(_Parent(crystal, volumes, settings, seed))
+        for child in started[crystal.id]:
+            # Isotypic parents offer the same child: it goes to the parent that offers it first.  One parent's own offers all differ.
+            if child.candidate.crystal.reduced_formula in known or offered.setdefault(child.likeness, crystal.id) != crystal.id:
+                continue
+            yield child.candidate
+            limit -= 1
+            turns.append(crystal)
+            break
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Child:
+    """A candidate and what it shares with the same child of an isotypic parent."""
+
+    candidate: Candidate
+    likeness: Hashable
+
+
+class _Parent:
+    """A parent with what every child of it needs."""
+
+    def __init__(self, crystal: Crystal, volumes: NDArray[np.float64], settings: StructuralSettings, seed: int) -> None:
+        """Measure the parent once; its random stream depends on the seed and on nothing but itself."""
+        self.crystal = crystal
+        self.states = guess_oxidation_states(crystal.composition)
+        self.rng = np.random.default_rng([seed, int(crystal.id, 16)])
+        self._settings = settings
+        self._volumes = volumes
+        self._estimate = estimated_volume(crystal.composition, volumes)
+        spacing = crystal.volume_per_atom ** (1 / 3)
+        self._contacts = shortest_contacts(crystal, reach=max(CONTACT_REACH, _LIKENESS_REACH * spacing))
+        self._heights = heights(crystal.lattice)
+        self._spacings = np.minimum(self._contacts / spacing, _LIKENESS_REACH)
+
+    def child(self, numbers: NDArray[np.int64], generator: str, parameters: dict[str, Any], seed: int) -> _Child | None:
+        """Put elements on the parent's sites and rescale; None when the gate would not admit it."""
+        factor = round(float(self._volumes[numbers].sum()) / self._estimate, 6)
+        gate = self._settings.gate
+        length = factor ** (1 / 3)
+        fits = (
+            self._settings.min_elements <= len(np.unique(numbers)) <= self._settings.max_elements
+            and gate.min_volume_per_atom <= self.crystal.volume_per_atom * factor <= gate.max_volume_per_atom
+            and gate.min_height <= self._heights.min() * length
+            and self._heights.max() * length <= gate.max_height
+            and decoration_is_valid(self._contacts, numbers, length, gate)
+        )
+        if not fits:
+            return None
+        lineage = Lineage(
+            generator=generator, parent_id=self.crystal.id, parameters={**parameters, "volume_factor": factor}, seed=seed
+        )
+        crystal = Crystal(self.crystal.lattice * length, numbers, self.crystal.frac_coords)
+        return _Child(candidate=Candidate(crystal=crystal, lineage=lineage), likeness=self._likeness(numbers))
+
+    def _likeness(self, numbers: NDArray[np.int64]) -> Hashable:
+        """Composition, and the mean nearest distance of every pair of elements in units of the atom spacing.
+
+        The same for children of isotypic parents in whatever cells and volumes.
+        """
+        elements, counts = np.unique(numbers, return_counts=True)
+        of_element = numbers[:, None] == elements  # (n, elements)
+        nearest = np.stack([self._spacings[:, mask].min(axis=1) for mask in of_element.T], axis=1)
+        means = of_element.T.astype(np.float64) @ nearest / counts[:, None]
+        composition = tuple((counts // np.gcd.reduce(counts)).tolist())
+        return (tuple(elements.tolist()), composition, tuple(np.round(means, 2).ravel().tolist()))

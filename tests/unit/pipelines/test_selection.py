@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from gnome.crystals.crystal import Crystal
+from pipelines.candidate import Candidate, Lineage
+from pipelines.screening import Prediction
+from pipelines.selection import RandomAcquisition, SelectionSettings, select
+
+
+@pytest.fixture
+def pool():
+    """Thirty candidates, three structures of each of ten compositions, with predictions from -0.2 to 0.3 eV/atom."""
+    energies = np.random.default_rng(0).permutation(np.linspace(-0.2, 0.3, 30))
+    candidates, predictions = [], []
+    for i, energy in enumerate(energies):
+        crystal = Crystal((4 + 0.1 * (i // 10)) * np.eye(3), [11 + i % 10, 35], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        candidates.append(Candidate(crystal=crystal, lineage=Lineage(generator="by_hand", parent_id=None)))
+        predictions.append(
+            Prediction(
+                candidate_id=candidates[-1].id,
+                e_form_per_atom=-1.0,
+                spread=0.0,
+                volume_scale=1.0,
+                model_id="m",
+                method="x",
+                decomposition_energy=float(energy),
+            )
+        )
+    return predictions, candidates
+
+
+def test_best_of_each_composition_by_rank(pool):
+    predictions, candidates = pool
+    chosen = select(predictions, candidates, 6)
+    best = {}
+    for prediction, candidate in zip(predictions, candidates, strict=True):
+        formula = candidate.crystal.reduced_formula
+        best[formula] = min(best.get(formula, np.inf), prediction.decomposition_energy)
+    assert [s.prediction.decomposition_energy for s in chosen] == sorted(best.values())[:6]
+    assert len({s.candidate.crystal.reduced_formula for s in chosen}) == 6
+    assert [s.rank for s in chosen] == list(range(6))
+    assert all(s.candidate.id == s.prediction.candidate_id for s in chosen)
+
+
+def test_budget_is_filled_beyond_the_threshold_and_says_so(pool):
+    predictions, candidates = pool
+    chosen = select(predictions, candidates, 10, SelectionSettings(threshold=-0.1))
+    assert len(chosen) == 10
+    passed = [s.below_threshold for s in chosen]
+    assert 0 < sum(passed) < 10
+    assert passed == sorted(passed, reverse=True)
+    assert all(s.below_threshold == (s.prediction.decomposition_energy <= -0.1) for s in chosen)
+
+
+@pytest.mark.parametrize("settings", [SelectionSettings(), SelectionSettings(acquisition=RandomAcquisition(seed=4))])
+def test_order_of_the_arguments_does_not_matter(pool, settings):
+    predictions, candidates = pool
+    chosen = select(predictions, candidates, 7, settings)
+    assert select(predictions[::-1], candidates[::-1], 7, settings) == chosen
+
+
+def test_ties_go_by_id(pool):
+    _, candidates = pool
+    tied = [
+        Prediction(
+            candidate_id=candidate.id,
+            e_form_per_atom=0.0,
+            spread=0.0,
+            volume_scale=1.0,
+            model_id="m",
+            method="x",
+            decomposition_energy=0.0,
+        )
+        for candidate in candidates[:10]
+    ]
+    assert [s.candidate.id for s in select(tied, candidates, 10)] == sorted(c.id for c in candidates[:10])
+
+
+def test_edges(pool):
+    predictions, candidates = pool
+    assert select(predictions, candidates, 0) == []
+    assert select([], candidates, 5) == []
+    assert len(select(predictions, candidates, 100)) == 10
+    with pytest.raises(KeyError):
+        select(predictions, candidates[:3], 30)
+
+
+def test_random_baseline_is_seeded_and_takes_any_candidate(pool):
+    predictions, candidates = pool
+    draws = [
+        select(predictions, candidates, 10, SelectionSettings(acquisition=RandomAcquisition(seed=seed))) for seed in range(200)
+    ]
+    assert draws[0] == select(predictions, candidates, 10, SelectionSettings(acquisition=RandomAcquisition(seed=0)))
+    taken = [s.prediction.decomposition_energy for chosen in draws for s in chosen]
+    assert np.mean(taken) == pytest.approx(0.05, abs=0.02)  # the mean of the pool
+    assert {s.candidate.id for chosen in draws for s in chosen} == {c.id for c in candidates}
+    firsts = [chosen[0].below_threshold for chosen in draws]
+    assert 0.3 < np.mean(firsts) < 0.7  # half of the pool passes, and the threshold decides nothing

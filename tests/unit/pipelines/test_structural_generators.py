@@ -1,0 +1,193 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+from pymatgen.analysis.structure_matcher import StructureMatcher
+
+from gnome.crystals.convert import to_structure
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.validity import is_valid
+from pipelines.contacts import decoration_is_valid, shortest_contacts
+from pipelines.contract import validate_generator
+from pipelines.structural import IonicSubstitution, PartialSubstitution, StructuralSettings
+from pipelines.substitution import SubstitutionSettings
+from pipelines.symmetry import GroupingLimits, SiteGroupings, site_symmetry
+from pipelines.volumes import fit_atomic_volumes, radii_volumes
+
+GENERATORS = [IonicSubstitution(), PartialSubstitution()]
+
+
+@pytest.mark.parametrize("generator", GENERATORS, ids=lambda generator: generator.name)
+class TestBothGenerators:
+    def test_contract(self, generator, known_crystals):
+        validate_generator(generator, known_crystals[:25], limit=60)
+
+    def test_parents_take_turns(self, generator, known_crystals):
+        parents = known_crystals[:12]
+        proposed = list(generator.propose(parents, limit=36, seed=0))
+        counts = np.unique([candidate.lineage.parent_id for candidate in proposed], return_counts=True)[1]
+        assert len(counts) >= 10
+        assert counts.max() <= 5
+
+    def test_what_is_offered_does_not_depend_on_the_order_of_the_parents(self, generator, known_crystals):
+        parents = known_crystals[:10]
+        forward = [candidate.id for candidate in generator.propose(parents, limit=40, seed=3)]
+        backward = [candidate.id for candidate in generator.propose([*parents[::-1], parents[0]], limit=40, seed=3)]
+        assert forward == backward
+
+    def test_seeds_differ(self, generator, rocksalt):
+        first, second = ([c.id for c in generator.propose([rocksalt()], limit=20, seed=seed)] for seed in (1, 2))
+        assert first != second
+
+    def test_known_compositions_are_skipped(self, generator, rocksalt):
+        everything = {c.crystal.reduced_formula for c in generator.propose([rocksalt()], limit=10_000, seed=0)}
+        known = frozenset(sorted(everything)[::2])
+        left = {
+            c.crystal.reduced_formula for c in type(generator)(known_formulas=known).propose([rocksalt()], limit=10_000, seed=0)
+        }
+        assert left == everything - known
+        assert "NaCl" not in everything
+
+    def test_only_chosen_elements_are_put_in(self, generator, rocksalt):
+        chosen = type(generator)(substitution=SubstitutionSettings(elements=frozenset({19, 37}), max_replaced=1))
+        proposed = list(chosen.propose([rocksalt()], limit=100, seed=0))
+        assert proposed
+        assert all(set(c.crystal.composition) <= {11, 17, 19, 37} for c in proposed)
+
+    def test_bounds_on_parents_and_children(self, generator, known_crystals):
+        bounded = type(generator)(settings=StructuralSettings(max_atoms=4, max_elements=2))
+        proposed = list(bounded.propose(known_crystals, limit=200, seed=0))
+        assert proposed
+        assert all(c.crystal.n_atoms <= 4 and len(c.crystal.composition) == 2 for c in proposed)
+
+    def test_bad_parents_are_passed_over(self, generator, rocksalt):
+        overlapping = Crystal.from_symbols(4 * np.eye(3), ["K", "Br"], [[0, 0, 0], [0.01, 0, 0]])
+        good = [c.crystal.id for c in generator.propose([rocksalt()], limit=10, seed=0)]
+        both = [c.crystal.id for c in generator.propose([overlapping, rocksalt()], limit=10, seed=0)]
+        assert good == both
+        assert list(generator.propose([], limit=10, seed=0)) == []
+
+
+def test_whole_substitution_keeps_the_sites_and_rescales_the_cell(rocksalt):
+    parents = [rocksalt(), rocksalt("K", "Br", 6.60), rocksalt("Mg", "O", 4.21), rocksalt("Rb", "I", 7.34)]
+    by_id = {parent.id: parent for parent in parents}
+    proposed = list(IonicSubstitution().propose(parents, limit=10_000, seed=0))
+    for candidate in proposed:
+        parent = by_id[candidate.lineage.parent_id]
+        np.testing.assert_array_equal(candidate.crystal.frac_coords, parent.frac_coords)
+        factor = candidate.lineage.parameters["volume_factor"]
+        np.testing.assert_allclose(candidate.crystal.lattice, parent.lattice * factor ** (1 / 3), rtol=1e-12)
+        assert len(candidate.crystal.composition) == len(parent.composition)
+    rubidium_bromide = next(c.crystal for c in proposed if c.crystal.reduced_formula == "RbBr")
+    assert rubidium_bromide.volume ** (1 / 3) == pytest.approx(6.85, rel=0.08)  # measured lattice constant
+
+
+def test_isotypic_parents_offer_a_child_once(rocksalt):
+    parents = [rocksalt(), rocksalt("K", "Br", 6.60)]
+    formulas = [c.crystal.reduced_formula for c in IonicSubstitution().propose(parents, limit=10_000, seed=0)]
+    assert len(set(formulas)) == len(formulas)
+    assert "KCl" in formulas  # both could have offered it
+
+
+def test_alike_sites_give_one_crystal_when_swapped():
+    caesium_chloride = Crystal.from_symbols(4.12 * np.eye(3), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    formulas = [c.crystal.reduced_formula for c in IonicSubstitution().propose([caesium_chloride], limit=10_000, seed=0)]
+    assert len(set(formulas)) == len(formulas)
+
+
+def test_partial_substitution_replaces_the_sites_it_names(rocksalt):
+    parent = rocksalt()
+    proposed = list(PartialSubstitution().propose([parent], limit=400, seed=0))
+    levels = set()
+    for candidate in proposed:
+        parameters = candidate.lineage.parameters
+        changed = np.flatnonzero(candidate.crystal.atomic_numbers != parent.atomic_numbers)
+        assert changed.tolist() == parameters["sites"]
+        assert {parent.symbols[i]: candidate.crystal.symbols[i] for i in changed} == parameters["replaced"]
+        levels.add(len(changed))
+    assert levels == {1, 2, 3, 4}
+
+
+def brute_force_counts(parent: Crystal, sites: np.ndarray, z: int) -> list[int]:
+    """Distinct crystals at each level, by comparing every decoration with every other."""
+    matcher = StructureMatcher(ltol=0.01, stol=0.02, angle_tol=0.5, scale=False, primitive_cell=True)
+    counts = []
+    for level in range(1, len(sites) + 1):
+        children = []
+        for subset in combinations(sites, level):
+            numbers = parent.atomic_numbers.copy()
+            numbers[list(subset)] = z
+            children.append(to_structure(parent.with_atomic_numbers(numbers)))
+        counts.append(len(matcher.group_structures(children)))
+    return counts
+
+
+def test_groupings_are_those_of_brute_force_on_twenty_seeds(known_crystals):
+    checked, levels_with_choice = 0, 0
+    for parent in known_crystals:
+        suitable = [z for z, count in parent.composition.items() if 2 <= count <= 4]
+        if not suitable or parent.n_atoms > 10:
+            continue
+        z = suitable[checked % len(suitable)]
+        sites = np.flatnonzero(parent.atomic_numbers == z)
+        newcomer = next(new for new in (79, 47, 29) if new not in parent.composition)
+        groupings = SiteGroupings(sites, site_symmetry(parent).permutations)
+        ours = [len(groupings.orbits(level)) for level in range(1, len(sites) + 1)]
+        assert ours == brute_force_counts(parent, sites, newcomer), parent.reduced_formula
+        checked += 1
+        levels_with_choice += sum(count > 1 for count in ours)
+        if checked == 20:
+            break
+    assert checked == 20
+    assert levels_with_choice >= 5
+
+
+def test_groupings_of_a_cell_with_six_and_with_eight_sites():
+    """Conventional fluorite, CaF2: 4 calcium and 8 fluorine sites; the fluorine sublattice is a simple cube, 2x2x2."""
+    calcium = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+    fluorine = [[x, y, z] for x in (0.25, 0.75) for y in (0.25, 0.75) for z in (0.25, 0.75)]
+    crystal = Crystal.from_symbols(5.46 * np.eye(3), ["Ca"] * 4 + ["F"] * 8, [*calcium, *fluorine])
+    symmetry = site_symmetry(crystal)
+    assert symmetry.space_group_number == 225
+    groupings = SiteGroupings(np.arange(4, 12), symmetry.permutations)
+    counts = [len(groupings.orbits(level)) for level in range(1, 9)]
+    assert counts == [1, 3, 3, 6, 3, 3, 1, 1]  # subsets of the periodic 2x2x2 cube up to its symmetry
+    assert [len(SiteGroupings(np.arange(4), symmetry.permutations).orbits(level)) for level in (1, 2, 3, 4)] == [1, 1, 1, 1]
+
+
+def test_too_many_groupings_are_sampled_without_repeats():
+    rng = np.random.default_rng(0)
+    crystal = Crystal(9 * np.eye(3), np.full(20, 26), rng.random((20, 3)))
+    groupings = SiteGroupings(np.arange(20), site_symmetry(crystal).permutations)
+    limits = GroupingLimits(max_enumerated=100, n_samples=50, max_per_level=12)
+    chosen = groupings.choose(10, limits, np.random.default_rng(1))
+    again = groupings.choose(10, limits, np.random.default_rng(1))
+    np.testing.assert_array_equal(chosen, again)
+    assert chosen.shape == (12, 20)
+    assert (chosen.sum(axis=1) == 10).all()
+    assert len(np.unique(groupings.canonical(chosen))) == 12
+    assert len(groupings.choose(1, limits, np.random.default_rng(1))) == 12  # 20 orbits, cut down
+    with pytest.raises(ValueError, match="at most 62"):
+        SiteGroupings(np.arange(63), np.arange(63)[None, :])
+
+
+def test_fast_gate_agrees_with_the_geometric_gate(known_crystals):
+    rng = np.random.default_rng(0)
+    verdicts = []
+    for crystal in known_crystals[:60]:
+        numbers = rng.choice([1, 6, 14, 55, 87], crystal.n_atoms)
+        factor = rng.uniform(0.5, 1.5)
+        fast = decoration_is_valid(shortest_contacts(crystal), numbers, factor ** (1 / 3))
+        verdicts.append(fast)
+        assert fast == is_valid(crystal.with_atomic_numbers(numbers).scaled(factor))
+    assert {True, False} == set(verdicts)
+
+
+def test_atomic_volumes_follow_known_crystals_and_fall_back_on_radii(rocksalt):
+    salts = [rocksalt(), rocksalt("K", "Cl", 6.29), rocksalt("Na", "Br", 5.97), rocksalt("K", "Br", 6.60)] * 5
+    volumes = fit_atomic_volumes(salts)
+    for salt in salts:
+        assert volumes[salt.atomic_numbers].sum() == pytest.approx(salt.volume, rel=0.05)
+    assert volumes[79] == pytest.approx(radii_volumes()[79])
+    np.testing.assert_array_equal(fit_atomic_volumes([]), radii_volumes())
+    assert (volumes > 0).all()
