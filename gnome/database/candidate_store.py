@@ -190,7 +190,7 @@ def _count_formula_runs(connection: Connection, new: Iterable[Row[Any]]) -> None
     formulas: dict[str, str] = {}
     for chunk in in_chunks(row.candidate_id for row in new):
         statement = select(candidates.c.id, candidates.c.reduced_formula).where(candidates.c.id.in_(chunk))
-        formulas.update({candidate_id: formula for candidate_id, formula in connection.execute(statement)})
+        formulas.update((row.id, row.reduced_formula) for row in connection.execute(statement))
     attempted: Counter[tuple[str, str]] = Counter((formulas[row.candidate_id], row.method) for row in new)
     completed: Counter[tuple[str, str]] = Counter((formulas[row.candidate_id], row.method) for row in new if row.converged)
     rows = [

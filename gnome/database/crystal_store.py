@@ -14,7 +14,7 @@ from gnome.database.records import CrystalRecord, HullColumns, StoredCrystal, Tr
 from gnome.database.schema import candidates, crystal_elements, crystals, methods
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
-from gnome.stability.hull import HullEntry
+from gnome.stability.entries import HullEntry
 from gnome.stability.method import Method
 
 _UNSHOWN = {"key", "structure"}

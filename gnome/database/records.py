@@ -13,7 +13,7 @@ from gnome.crystals.crystal import Crystal
 from gnome.database.schema import MAX_RAW_ENERGY
 from gnome.errors import InvalidInput
 from gnome.quantities import PLAUSIBLE_E_FORM
-from gnome.stability.hull import Product
+from gnome.stability.entries import Product
 from gnome.stability.method import Method
 
 _WIDE = (-MAX_RAW_ENERGY, MAX_RAW_ENERGY)

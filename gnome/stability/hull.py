@@ -17,32 +17,11 @@ from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formula import reduced_formula
 from gnome.errors import InvalidInput
 from gnome.quantities import PLAUSIBLE_E_FORM, STABLE_TOLERANCE
+from gnome.stability.entries import HullEntry, Product
 from gnome.stability.lower_hull import LowerHull
 
 CompositionKey = tuple[tuple[int, int], ...]
 """A reduced composition: (atomic number, amount) by ascending atomic number, amounts without common divisor."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HullEntry:
-    """A phase: its composition (amounts by atomic number) and formation energy, eV/atom.
-
-    `method` is the label of the method behind the energy; None stands for that of the hull it is added to.
-    """
-
-    id: str
-    composition: Mapping[int, int]
-    e_form_per_atom: float
-    method: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Product:
-    """A phase that something decomposes to, and its fraction of the atoms; `id` is empty for an element without an entry."""
-
-    id: str
-    reduced_formula: str
-    fraction: float
 
 
 @dataclass(frozen=True, eq=False)

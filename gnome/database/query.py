@@ -1,0 +1,67 @@
+"""Asking the database for crystals."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, select
+
+from gnome.crystals.crystal import Crystal
+from gnome.database.connection import Database
+from gnome.database.crystal_store import SHOWN_COLUMNS, select_crystals
+from gnome.database.filters import FIELDS, PREFIX, to_condition
+from gnome.database.schema import candidates, crystals
+from gnome.errors import InvalidInput
+
+_SORTABLE = {
+    **{name: column for name, column in SHOWN_COLUMNS.items() if name != "decomposes_to"},
+    **{name: field.column for name, field in FIELDS.items() if field.kind != "elements"},
+}
+
+
+def query(
+    store: Database,
+    where: str = "",
+    *,
+    sort: str | Sequence[str] = (),
+    limit: int | None = None,
+    offset: int = 0,
+    with_crystals: bool = False,
+) -> list[dict[str, Any]]:
+    """Find the crystals that a filter matches, as rows keyed by `Quantity` names.
+
+    `sort` names fields, as a sequence or with commas; a leading `-` sorts downwards; unknown values come last; equal rows are in the
+    order of their ids.  `with_crystals` adds the `Crystal` to each row under `crystal`.
+    Raises InvalidInput for a filter or a sort that cannot be used, or a negative limit or offset.
+    """
+    for name, value in (("limit", limit), ("offset", offset)):
+        if value is not None and value < 0:
+            raise InvalidInput(f"{name} is {value}, expected 0 or more")
+    statement = select_crystals().where(to_condition(where)).order_by(*_order(sort)).limit(limit).offset(offset)
+    rows = []
+    with store.read() as connection:
+        for found in connection.execute(statement):
+            row = {name: found._mapping[name] for name in SHOWN_COLUMNS}  # noqa: SLF001 - the documented way to a dict
+            if with_crystals:
+                row["crystal"] = Crystal.from_dict(found.structure)
+            rows.append(row)
+    return rows
+
+
+def count(store: Database, where: str = "") -> int:
+    """Count the crystals that a filter matches."""
+    statement = select(func.count()).select_from(crystals.outerjoin(candidates)).where(to_condition(where))
+    with store.read() as connection:
+        return connection.scalar(statement) or 0
+
+
+def _order(sort: str | Sequence[str]) -> list[ColumnElement[Any]]:
+    names = [name.strip() for name in (sort.split(",") if isinstance(sort, str) else sort)]
+    order = []
+    for name in filter(None, names):
+        field = name.removeprefix("-").removeprefix("+")
+        column = _SORTABLE.get(field)
+        if column is None:
+            known = ", ".join(name for name in _SORTABLE if not name.startswith(PREFIX))
+            raise InvalidInput(f"cannot sort by {field[:60]!r}; known are {known}")
+        order.append(column.desc().nulls_last() if name.startswith("-") else column.asc().nulls_last())
+    return [*order, crystals.c.id.asc(), crystals.c.method.asc()]
