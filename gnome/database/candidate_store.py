@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
@@ -176,12 +176,14 @@ def _candidate(row: Row[Any]) -> CandidateRecord:
 
 def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
     row = {name: getattr(record, name) for name in record.__dataclass_fields__}
-    return {**row, "method": record.method.label}
+    return {**row, "method": record.method.label, "versions": dict(record.method.versions)}
 
 
 def _evaluation(row: Row[Any], known: Mapping[str, Method]) -> EvaluationRecord:
-    columns = {name: value for name, value in row._mapping.items() if name != "created_at"}  # noqa: SLF001 - the documented way to a dict
-    return EvaluationRecord(**{**columns, "method": known[row.method]})
+    columns = dict(row._mapping)  # noqa: SLF001 - the documented way to a dict
+    del columns["created_at"]
+    columns["method"] = replace(known[row.method], versions=columns.pop("versions") or {})
+    return EvaluationRecord(**columns)
 
 
 def _count_formula_runs(connection: Connection, new: Iterable[Row[Any]]) -> None:

@@ -254,4 +254,5 @@ def _crystal_row(record: CrystalRecord) -> dict[str, Any]:
         "round": record.round,
         "candidate_id": record.candidate_id,
         "source": record.source,
+        "versions": dict(record.method.versions),
     }

@@ -68,7 +68,7 @@ def _kind(column: Any) -> str:
     return "integer" if isinstance(column.type, Integer) else "float" if isinstance(column.type, Double) else "text"
 
 
-_NOT_FILTERED = {"id", "decomposes_to", "created_at", "chemical_formula_reduced", "chemical_formula_anonymous"}
+_NOT_FILTERED = {"id", "decomposes_to", "versions", "created_at", "chemical_formula_reduced", "chemical_formula_anonymous"}
 FIELDS: Final[dict[str, Field]] = {
     "id": Field(column=crystals.c.id, kind="text"),
     "elements": Field(column=crystals.c.n_elements, kind="elements"),

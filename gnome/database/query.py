@@ -13,7 +13,7 @@ from gnome.database.schema import candidates, crystals
 from gnome.errors import InvalidInput
 
 _SORTABLE = {
-    **{name: column for name, column in SHOWN_COLUMNS.items() if name != "decomposes_to"},
+    **{name: column for name, column in SHOWN_COLUMNS.items() if name not in {"decomposes_to", "versions"}},
     **{name: field.column for name, field in FIELDS.items() if field.kind != "elements"},
 }
 

@@ -38,7 +38,7 @@ from sqlalchemy.types import TypeEngine
 from gnome.database.clock import database_time
 from gnome.quantities import PLAUSIBLE_E_FORM
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration; a database at another revision is older or newer than this program."""
 
 MAX_RAW_ENERGY = 100_000.0
@@ -163,6 +163,7 @@ crystals = Table(
     Column("candidate_id", _text(), ForeignKey("candidates.id"), index=True),
     Column("source", _text(), nullable=False),
     Column("created_at", Double, nullable=False, default=database_time()),
+    Column("versions", _json()),
     UniqueConstraint("id", "method"),
     _one_of("origin", "seed", "discovered", "imported"),
     _between("n_elements", 1, 103),
@@ -225,6 +226,7 @@ evaluations = Table(
     Column("stress", _json()),
     Column("magnetic_moments", _json()),
     Column("created_at", Double, nullable=False, default=database_time()),
+    Column("versions", _json()),
     ForeignKeyConstraint(["crystal_id", "method"], ["crystals.id", "crystals.method"]),
     Index("ix_evaluations_crystal", "crystal_id", "method"),
     CheckConstraint(

@@ -20,6 +20,8 @@ from gnome.quantities import PLAUSIBLE_E_FORM, STABLE_TOLERANCE
 from gnome.stability.entries import HullEntry, Product
 from gnome.stability.lower_hull import LowerHull
 
+__all__ = ["ConvexHull", "HullEntry", "Product", "composition_key"]
+
 CompositionKey = tuple[tuple[int, int], ...]
 """A reduced composition: (atomic number, amount) by ascending atomic number, amounts without common divisor."""
 
