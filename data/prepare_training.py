@@ -98,13 +98,15 @@ def main() -> None:
             key = (formula, 1)
             lowest[key] = min(float(row["e_form"]), lowest.get(key, np.inf))
     formulas, schemes = zip(*lowest, strict=True)
-    table = pa.table({
-        str(Quantity.REDUCED_FORMULA): list(formulas),
-        "scheme": list(schemes),
-        str(Quantity.E_FORM_PER_ATOM): list(lowest.values()),
-    })
+    table = pa.table(
+        {
+            str(Quantity.REDUCED_FORMULA): list(formulas),
+            "scheme": list(schemes),
+            str(Quantity.E_FORM_PER_ATOM): list(lowest.values()),
+        }
+    )
     pq.write_table(table, options.out / "formulas.parquet", compression="zstd")
-    print(f"{len(kept)} structures, {len(lowest)} formulas, {refused} rows refused")  # noqa: T201
+    print(f"{len(kept)} structures, {len(lowest)} formulas, {refused} rows refused")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ LICENCES = [
 
 def log(message: str) -> None:
     """Print with the time."""
-    print(f"[{time.strftime('%H:%M:%S')}] {message}", flush=True)  # noqa: T201
+    print(f"[{time.strftime('%H:%M:%S')}] {message}", flush=True)
 
 
 def fractions_of(compositions: list[dict[int, int]]) -> np.ndarray:

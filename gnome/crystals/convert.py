@@ -22,8 +22,8 @@ def from_structure(structure: Structure) -> Crystal:
         if not isinstance(species, Element | Species):
             raise InvalidCrystal("unsupported_element", f"{species} is not an element")
         element = species if isinstance(species, Element) else species.element
-        if element.named_isotopes and element.symbol in {"D", "T"}:
-            raise InvalidCrystal("isotope", f"{element.symbol} is an isotope; write it as H")
+        if element.name in {"D", "T"}:  # pymatgen answers "H" for their symbol
+            raise InvalidCrystal("isotope", f"{element.name} is an isotope; write it as H")
         numbers.append(element.Z)
     return Crystal(structure.lattice.matrix, np.array(numbers), structure.frac_coords)
 
