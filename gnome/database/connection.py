@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, Row, Table, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gnome.database.clock import database_time
-from gnome.database.engine import WRITES, one_line_errors, open_engine
+from gnome.database.engine import WRITES, one_line_errors, open_engine, readable_url
 from gnome.database.schema import leases
 from gnome.database.upgrade import check_revision, upgrade
 from gnome.errors import DatabaseUnavailable, RoundBusy
@@ -70,7 +70,7 @@ class Database:
     @property
     def location(self) -> str:
         """File or URL without password, for people."""
-        return readable(self.engine)
+        return readable_url(self.engine.url)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -121,10 +121,3 @@ def in_chunks(values: Iterable[str], size: int = CHUNK) -> Iterator[list[str]]:
     distinct = list(dict.fromkeys(values))
     for start in range(0, len(distinct), size):
         yield distinct[start : start + size]
-
-
-def readable(engine: Engine) -> str:
-    """Name a database for people: its file, or its URL without password."""
-    if engine.url.get_backend_name() == "sqlite":
-        return str(engine.url.database).removeprefix("file://").split("?")[0]
-    return engine.url.render_as_string(hide_password=True)

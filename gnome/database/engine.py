@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import psutil  # type: ignore[import-untyped]
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
@@ -54,7 +55,7 @@ def open_engine(url: str | URL, *, read_only: bool = False) -> Engine:
 @contextmanager
 def one_line_errors(url: URL) -> Iterator[None]:
     """Turn what the database driver raises into this project's errors, one line each."""
-    name = url.database if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
+    name = readable_url(url)
     try:
         yield
     except IntegrityError as error:
@@ -63,6 +64,14 @@ def one_line_errors(url: URL) -> Iterator[None]:
         raise InvalidInput(f"the database cannot hold the value: {_first_line(error)}") from error
     except (OperationalError, InterfaceError, DatabaseError) as error:
         raise DatabaseUnavailable(f"database {name}: {_first_line(error)}{_advice(str(error.orig))}") from error
+
+
+def readable_url(url: URL) -> str:
+    """Name a database for people: its file, or its URL without password."""
+    if url.get_backend_name() == "sqlite":
+        database = str(url.database)
+        return unquote(database.removeprefix("file://").split("?")[0]) if database.startswith("file:") else database
+    return url.render_as_string(hide_password=True)
 
 
 def _first_line(error: DatabaseError | InterfaceError) -> str:

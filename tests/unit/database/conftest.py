@@ -37,7 +37,16 @@ def postgresql_socket() -> Iterator[str]:
         as_user = {"user": "nobody", "extra_groups": []}
     command = [initdb, "-D", str(folder / "data"), "-U", "gnome", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
     subprocess.run(command, check=True, capture_output=True, cwd=folder, **as_user)
-    options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}", "-c", "fsync=off", "-c", "max_connections=40"]
+    options = [
+        "-c",
+        "listen_addresses=",
+        "-c",
+        f"unix_socket_directories={folder}",
+        "-c",
+        "fsync=off",
+        "-c",
+        "max_connections=40",
+    ]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen([postgres, "-D", str(folder / "data"), *options], stdout=log, stderr=log, cwd=folder, **as_user)
     try:
