@@ -31,13 +31,13 @@ def shortest_contacts(crystal: Crystal, *, reach: float = CONTACT_REACH) -> NDAr
     return shortest
 
 
-def decoration_is_valid(
-    contacts: NDArray[np.float64], atomic_numbers: NDArray[np.int64], length_factor: float, gate: GateSettings = DEFAULT_GATE
-) -> bool:
-    """Say whether no two atoms overlap once elements are put on the sites and lengths are multiplied.
+def smallest_length_factor(
+    contacts: NDArray[np.float64], atomic_numbers: NDArray[np.int64], gate: GateSettings = DEFAULT_GATE
+) -> float:
+    """Factor on all lengths at which the closest two atoms are as close as the gate allows.
 
-    `contacts` (n, n) angstrom are those of the undecorated cell; the limits are those of `gnome.crystals.validity`.
+    `contacts` (n, n) angstrom are those of the cell whatever stands on its sites, `atomic_numbers` (n,) what is put there.
     """
     radii = _RADII[atomic_numbers]
     limit = np.maximum(gate.min_distance_fraction * (radii[:, None] + radii), gate.min_distance)
-    return bool((contacts * length_factor >= limit).all())
+    return float((limit / contacts).max())

@@ -9,39 +9,20 @@ Energies of two methods never meet.  When the ensemble was trained on another me
 crystals carries its predictions over; such predictions are labelled with both methods, a label that no hull bears.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from gnome.crystals.crystal import Crystal
-from gnome.crystals.elements import MAX_ATOMIC_NUMBER, SYMBOLS
+from gnome.crystals.elements import SYMBOLS
 from gnome.errors import InvalidInput
 from gnome.models.energy_model import EnergyModel
 from gnome.quantities import PLAUSIBLE_E_FORM
 from pipelines.candidate import Candidate
-
-
-class Hull(Protocol):
-    """What screening asks of a convex hull."""
-
-    @property
-    def method(self) -> str:
-        """Label of the method of its energies."""
-        ...
-
-    @property
-    def elements(self) -> frozenset[int]:
-        """Atomic numbers that have a reference."""
-        ...
-
-    def decomposition_energies(
-        self, compositions: Sequence[Mapping[int, int]], e_form_per_atom: ArrayLike
-    ) -> NDArray[np.float64]:
-        """Formation energies minus those of the competing phases, eV/atom."""
-        ...
+from pipelines.offset import Hull, Offset, bridge, fit_residuals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,38 +115,6 @@ def predict_energies(
     return EnsembleEnergies(e_form_per_atom=joined[0], spread=joined[1], volume_scale=joined[2])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Offset:
-    """Linear correction from a model's method to another: `intercept` plus the mean of `per_element` over the atoms, eV/atom.
-
-    Elements that the fit did not see have 0 in `per_element`.  The errors are mean absolute ones over the `n_crystals` of the
-    fit, before, and after with each crystal left out in turn.
-    """
-
-    model_id: str
-    from_method: str
-    to_method: str
-    intercept: float
-    per_element: NDArray[np.float64]
-    n_crystals: int
-    error_before: float
-    error_after: float
-
-    def correction(self, composition: Mapping[int, int]) -> float:
-        """Correction (eV/atom) to add to the formation energy of a composition."""
-        total = sum(composition.values())
-        return self.intercept + sum(float(self.per_element[z]) * n for z, n in composition.items()) / total
-
-    @property
-    def note(self) -> str:
-        """One line for the output."""
-        return (
-            f"predictions of {self.from_method} carried over to {self.to_method} by an offset per element fitted on "
-            f"{self.n_crystals} known crystals (mean absolute error {self.error_before:.3f} -> {self.error_after:.3f} eV/atom); "
-            "they enter no hull"
-        )
-
-
 def fit_offset(
     model: EnergyModel,
     crystals: Sequence[Crystal],
@@ -177,8 +126,7 @@ def fit_offset(
 ) -> Offset:
     """Fit what to add to a model's predictions so that they meet `e_forms` (eV/atom) of another method.
 
-    Ridge regression of the residuals on atomic fractions x: minimises sum_i (r_i - b - x_i w)^2 + ridge |w|^2 over b and w, the
-    predictions being those of `predict_energies`, so that the bias of taking the lowest of many volumes is absorbed as well.
+    The predictions are those of `predict_energies`, so that the bias of taking the lowest of many volumes is absorbed as well.
     Crystals with elements the model does not know are left out; raises InvalidInput when none is left.
     """
     known = [i for i, crystal in enumerate(crystals) if set(crystal.composition) <= model.elements]
@@ -189,26 +137,13 @@ def fit_offset(
     residuals = (
         np.array([e_forms[i] for i in known]) - predict_energies(model, [crystals[i] for i in known], settings).e_form_per_atom
     )
-    design = np.zeros((len(known), MAX_ATOMIC_NUMBER + 1))
-    design[:, 0] = 1.0  # no element has number 0: the column of the intercept
-    for row, i in zip(design, known, strict=True):
-        for z, n in crystals[i].composition.items():
-            row[z] = n / crystals[i].n_atoms
-    penalty = np.full(design.shape[1], ridge)
-    penalty[0] = 1e-9
-    solver = np.linalg.solve(design.T @ design + np.diag(penalty), design.T)  # (coefficients, crystals)
-    weights = solver @ residuals
-    leverage = np.einsum("ij,ji->i", design, solver)
-    left_out = (residuals - design @ weights) / np.maximum(1.0 - leverage, 1e-6)
-    return Offset(
+    return fit_residuals(
+        [crystals[i].composition for i in known],
+        residuals,
         model_id=model.model_id,
         from_method=model.method,
         to_method=method,
-        intercept=float(weights[0]),
-        per_element=np.concatenate([[0.0], weights[1:]]),
-        n_crystals=len(known),
-        error_before=float(np.abs(residuals).mean()),
-        error_after=float(np.abs(left_out).mean()),
+        ridge=ridge,
     )
 
 
@@ -224,7 +159,7 @@ def screen(
     Candidates with elements that the model or the hull lacks, or with an absurd prediction, are refused with a reason.
     Raises InvalidInput when the methods of model and hull differ and no offset between the two is given.
     """
-    bridging = _bridge(model, hull, offset)
+    bridging = bridge(model, hull, offset)
     results: list[Prediction | Refusal | None] = []
     admitted: list[tuple[int, Candidate]] = []
     for position, candidate in enumerate(candidates):
@@ -259,18 +194,6 @@ def screen(
         refusals=tuple(result for result in results if isinstance(result, Refusal)),
         offset_note=bridging.note if bridging else "",
     )
-
-
-def _bridge(model: EnergyModel, hull: Hull, offset: Offset | None) -> Offset | None:
-    """Return the offset to apply: none when the methods agree."""
-    if model.method == hull.method:
-        return None
-    if offset is None or (offset.model_id, offset.to_method) != (model.model_id, hull.method):
-        fitted = "none is given" if offset is None else f"the one given leads from {offset.model_id} to {offset.to_method}"
-        raise InvalidInput(
-            f"model {model.model_id} predicts {model.method}, the hull is of {hull.method}: an offset between them is needed, {fitted}"
-        )
-    return offset
 
 
 def _unsupported(candidate: Candidate, model: EnergyModel, hull: Hull) -> Refusal | None:

@@ -20,7 +20,7 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.validity import DEFAULT_GATE, GateSettings, heights, is_valid
 from pipelines.candidate import Candidate, Lineage
-from pipelines.contacts import CONTACT_REACH, decoration_is_valid, shortest_contacts
+from pipelines.contacts import CONTACT_REACH, shortest_contacts, smallest_length_factor
 from pipelines.oxidation import guess_oxidation_states
 from pipelines.substitution import Substitution, SubstitutionSettings, likely_substitutions, load_table
 from pipelines.symmetry import DEFAULT_SYMMETRY, MAX_SITES, GroupingLimits, SiteGroupings, SymmetrySettings, site_symmetry
@@ -218,7 +218,7 @@ class _Parent:
             and gate.min_volume_per_atom <= self.crystal.volume_per_atom * factor <= gate.max_volume_per_atom
             and gate.min_height <= self._heights.min() * length
             and self._heights.max() * length <= gate.max_height
-            and decoration_is_valid(self._contacts, numbers, length, gate)
+            and smallest_length_factor(self._contacts, numbers, gate) <= length
         )
         if not fits:
             return None

@@ -10,6 +10,11 @@ from pipelines.substitution import SubstitutionSettings, likely_substitutions, l
 FORMULAS = ["NaCl", "SrTiO3", "MgAl2O4", "Fe3O4", "NiAl", "ZnTe", "K2NaAlF6", "Fe"]
 
 
+@pytest.fixture(scope="module")
+def pymatgen():
+    return SubstitutionProbability()
+
+
 def as_symbols(substitution):
     return {SYMBOLS[old]: SYMBOLS[new] for old, new in substitution.replaced.items()}
 
@@ -21,8 +26,7 @@ def propose(formula, table=None, **settings):
 
 
 @pytest.mark.parametrize(("parent", "child"), [((11, 1), (19, 1)), ((8, -2), (16, -2)), ((26, 3), (13, 3)), ((38, 2), (9, -1))])
-def test_unchanged_hautier_model_is_pymatgens(parent, child):
-    pymatgen = SubstitutionProbability()
+def test_unchanged_hautier_model_is_pymatgens(parent, child, pymatgen):
     names = [f"{SYMBOLS[z]}{abs(charge)}{'+' if charge > 0 else '-'}" for z, charge in (parent, child)]
     ours = load_table(unseen=-5.0, floor=-np.inf).probability(parent, child)
     assert ours == pytest.approx(pymatgen.cond_prob(names[1], names[0]), rel=1e-9)
