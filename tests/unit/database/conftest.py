@@ -1,6 +1,5 @@
 """Databases to test on: a SQLite file, and a PostgreSQL server that the tests start for themselves."""
 
-import itertools
 import os
 import shutil
 import signal
@@ -15,8 +14,6 @@ import psycopg
 import pytest
 
 from gnome.database.store import Store
-
-_numbers = itertools.count()
 
 
 def _binary(name: str) -> str | None:
@@ -61,21 +58,25 @@ def postgresql_socket() -> Iterator[str]:
                 time.sleep(0.1)
         yield str(folder)
     finally:
-        server.send_signal(signal.SIGINT)
+        server.send_signal(signal.SIGQUIT)  # at once, without writing out what is thrown away
         server.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of each kind."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'gnome.db'}"
+        yield f"sqlite:///{tmp_path / 'gnome.db'}"
+        return
     folder = request.getfixturevalue("postgresql_socket")
-    name = f"test_{next(_numbers)}"
+    yield f"postgresql://gnome@/postgres?host={folder}"
     with psycopg.connect(host=folder, user="gnome", dbname="postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return f"postgresql://gnome@/{name}?host={folder}"
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'gnome' AND pid <> pg_backend_pid()"
+        )
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
 
 
 @pytest.fixture

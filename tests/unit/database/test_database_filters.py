@@ -180,13 +180,13 @@ def test_filters_find_what_python_finds(store: Store) -> None:
     rng = random.Random(20)
     rows = fill(store, rng)
     sizes = []
-    for _ in range(300):
+    for _ in range(200):
         text, predicate = random_filter(rng, rows)
         expected = sorted((row["id"], row["_gnome_method"]) for row in rows if predicate(row) is True)
         assert [(row["id"], row["method"]) for row in query(store, text)] == expected, text
         assert count(store, text) == len(expected)
         sizes.append(len(expected))
-    assert sum(0 < size < len(rows) for size in sizes) > 150  # the filters tell rows apart
+    assert sum(0 < size < len(rows) for size in sizes) > 100  # the filters tell rows apart
 
 
 def test_precedence_is_not_then_and_then_or(store: Store) -> None:
@@ -230,13 +230,21 @@ INJECTIONS = [
 ]
 
 
-@pytest.mark.parametrize("text", INJECTIONS)
-def test_strings_are_values_and_nothing_else(store: Store, text: str) -> None:
-    store.add_crystals([seed(4.0, source="plain"), seed(4.1, source=text)])
-    for operator in ("=", "CONTAINS", "STARTS WITH", "ENDS WITH"):
-        assert [row["source"] for row in query(store, f"_gnome_source {operator} {quoted(text)}")] == [text]
-    assert [row["source"] for row in query(store, f"_gnome_source != {quoted(text)}")] == ["plain"]
-    assert store.counts()["crystals"] == 2
+def test_strings_are_values_and_nothing_else(store: Store) -> None:
+    sources = ["plain", *INJECTIONS]
+    store.add_crystals([seed(4.0 + i / 10, source=source) for i, source in enumerate(sources)])
+    searches: dict[str, Callable[[str, str], bool]] = {
+        "=": lambda found, part: found == part,
+        "!=": lambda found, part: found != part,
+        "CONTAINS": lambda found, part: part in found,
+        "STARTS WITH": lambda found, part: found.startswith(part),
+        "ENDS WITH": lambda found, part: found.endswith(part),
+    }
+    for part in INJECTIONS:
+        for operator, matches in searches.items():
+            found = {row["source"] for row in query(store, f"_gnome_source {operator} {quoted(part)}")}
+            assert found == {source for source in sources if matches(source, part)}, (operator, part)
+    assert store.counts()["crystals"] == len(sources)
 
 
 @pytest.mark.parametrize(
