@@ -33,7 +33,7 @@ MAX_LIBRARY_ATOMS = 20
 VALIDATION_ATTEMPTS = 400
 VALIDATION_MAX_ATOMS = 12
 
-_MOLECULAR = frozenset("H He N O F Ne P S Cl Ar Se Br Kr I Xe B C".split())
+_MOLECULAR = frozenset(["H", "He", "N", "O", "F", "Ne", "P", "S", "Cl", "Ar", "Se", "Br", "Kr", "I", "Xe", "B", "C"])
 _OPEN_SOLIDS = {"P": ("A7",), "As": ("A7",), "Sb": ("A7",), "Bi": ("A7",), "Se": ("A8",), "Te": ("A8",), "S": ("A8",)}
 _CLOSE_PACKED = {"fcc": (4, 0.0), "bcc": (2, 0.0), "hcp": (2, 1.633), "dhcp": (4, 3.24)}
 """Atoms in the conventional cell, and c/a of the hexagonal ones."""
@@ -101,7 +101,9 @@ class Relaxer:
                 file.write(json.dumps({"start": start, "method": self.method.label, **_record(outcome)}) + "\n")
             state = f"{outcome.energy_per_atom:.4f} eV/atom" if outcome.converged else f"{outcome.failure}: {outcome.message}"
             seconds = time.perf_counter() - began
-            report(f"{len(self.known):5d} {job.source}: {job.crystal.n_atoms} atoms, {outcome.n_steps} steps, {seconds:.1f} s, {state}")
+            report(
+                f"{len(self.known):5d} {job.source}: {job.crystal.n_atoms} atoms, {outcome.n_steps} steps, {seconds:.1f} s, {state}"
+            )
         return self.known[start]
 
 
@@ -113,7 +115,9 @@ def report(line: str) -> None:
 
 def _record(outcome: Relaxation) -> dict[str, object]:
     crystal = None if outcome.crystal is None else outcome.crystal.to_dict()
-    plain = {name: getattr(outcome, name) for name in ("failure", "message", "energy_per_atom", "max_force", "n_steps", "cost_seconds")}
+    plain = {
+        name: getattr(outcome, name) for name in ("failure", "message", "energy_per_atom", "max_force", "n_steps", "cost_seconds")
+    }
     return {**plain, "crystal": crystal}
 
 
@@ -132,7 +136,9 @@ def library_jobs() -> Iterator[Job]:
         structure, tags = entry["snl"].structure, entry["tags"]
         if len(structure) <= MAX_LIBRARY_ATOMS and structure.is_ordered:
             mineral = f" ({tags['mineral']})" if tags.get("mineral") else ""
-            yield Job(from_structure(structure), f"prototype library: {structure.composition.reduced_formula} {tags['aflow']}{mineral}")
+            yield Job(
+                from_structure(structure), f"prototype library: {structure.composition.reduced_formula} {tags['aflow']}{mineral}"
+            )
 
 
 def textbook_jobs() -> Iterator[Job]:
@@ -203,7 +209,9 @@ def validation_jobs(seeds: list[Crystal]) -> Iterator[Job]:
 def _substituted(crystal: Crystal, rng: np.random.Generator) -> Crystal:
     """Replace one element by one of its kin, scaling the volume with the cube of the summed covalent radii."""
     old = int(rng.choice(sorted(crystal.composition)))
-    kin = sorted({symbol for group in _ALIKE if SYMBOLS[old] in group for symbol in group} - {SYMBOLS[z] for z in crystal.composition})
+    kin = sorted(
+        {symbol for group in _ALIKE if SYMBOLS[old] in group for symbol in group} - {SYMBOLS[z] for z in crystal.composition}
+    )
     if not kin:
         return crystal
     numbers = np.where(crystal.atomic_numbers == old, SYMBOLS.index(str(rng.choice(kin))), crystal.atomic_numbers)

@@ -6,8 +6,12 @@ same type for the antifluorite.  Origin choice 1 throughout.  `x` in a position 
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
+from moyopy import MoyoDataset
+from moyopy.interface import MoyoAdapter
 from pymatgen.core import Composition, Lattice, Structure
+from pymatgen.symmetry.groups import SpaceGroup
 
 Position = tuple[float | str, float | str, float | str]
 
@@ -92,7 +96,13 @@ STRUCTURE_TYPES: dict[str, StructureType] = {
     "elpasolite": StructureType("Fm-3m", _CUBIC, ((_Q, _Q, _Q), (0.5, 0.5, 0.5), (0, 0, 0), ("x", 0, 0)), 0.25),
 }  # fmt: skip
 
-_SPLIT_SITES = {"C14": (0, 1, 1), "CaCu5": (0, 1, 1), "D0_3": (0, 0, 1), "D0_22": (0, 0, 1), "K2NiF4": (0, 1, 2, 2)} | dict.fromkeys(("dhcp", "alpha-Mn", "alpha-S"), (0, 0, 0, 0))
+_SPLIT_SITES = {
+    "C14": (0, 1, 1),
+    "CaCu5": (0, 1, 1),
+    "D0_3": (0, 0, 1),
+    "D0_22": (0, 0, 1),
+    "K2NiF4": (0, 1, 2, 2),
+} | dict.fromkeys(("dhcp", "alpha-Mn", "alpha-S"), (0, 0, 0, 0))
 """Types in which one element fills several positions: which element of the formula goes where."""
 
 
@@ -107,10 +117,17 @@ def build(formula: str, type_name: str, a: float, b: float = 0.0, c: float = 0.0
     sites = _SPLIT_SITES.get(type_name, tuple(range(len(kind.positions))))
     species = [elements[i] for i in sites[: len(kind.positions)]]
     coords = [[_value(value, free) for value in position] for position in kind.positions]
+    _space_group(kind.space_group)
     structure = Structure.from_spacegroup(kind.space_group, _lattice(kind.family, a, b, c), species, coords)
     if not structure.composition.reduced_composition.almost_equals(Composition(formula).reduced_composition):
         raise ValueError(f"{formula} as {type_name} gives {structure.composition.reduced_formula}")
-    return structure.get_primitive_structure()
+    return MoyoAdapter.get_structure(MoyoDataset(MoyoAdapter.from_structure(structure)).prim_std_cell)
+
+
+@cache
+def _space_group(symbol: str) -> SpaceGroup:
+    """Keep the group alive: pymatgen takes a second to make one and remembers it only while somebody holds it."""
+    return SpaceGroup(symbol)
 
 
 def _value(value: float | str, free: float) -> float:

@@ -6,14 +6,17 @@ A `Potential` is light and can be sent to a worker process; `calculator()` does 
 import contextlib
 import hashlib
 import io
+import warnings
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import chgnet
 import torch
 from ase.calculators.calculator import Calculator
+from chgnet.model.dynamics import CHGNetCalculator
+from chgnet.model.model import CHGNet
 
 from gnome.errors import EvaluatorUnavailable
 from gnome.stability.method import Method
@@ -49,6 +52,16 @@ class Potential(Protocol):
         ...
 
 
+class _QuietCalculator(CHGNetCalculator):
+    """CHGNet's calculator without torch's remark on how CHGNet 0.4.2 takes the volumes."""
+
+    def calculate(self, *args: Any, **kwargs: Any) -> None:
+        """Calculate as CHGNet does."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Converting a tensor with requires_grad", UserWarning)
+            super().calculate(*args, **kwargs)
+
+
 class CHGNetPotential:
     """CHGNet 0.3.0 from the weights inside its own package (Deng et al., Nat. Mach. Intell. 5, 1031 (2023)).
 
@@ -73,14 +86,11 @@ class CHGNetPotential:
 
         Raises EvaluatorUnavailable when the weights are missing or are not the known file: they are a pickle, so nothing else is opened.
         """
-        from chgnet.model.dynamics import CHGNetCalculator  # noqa: PLC0415  # takes a second; only workers pay it
-        from chgnet.model.model import CHGNet  # noqa: PLC0415
-
         check_sha256(Path(chgnet.__file__).parent / "pretrained" / CHGNET_VERSION / _CHGNET_FILE, _CHGNET_SHA256)
         torch.set_num_threads(1)
         with contextlib.redirect_stdout(io.StringIO()):  # both print a line about the device
             model = CHGNet.load(model_name=CHGNET_VERSION, use_device="cpu", verbose=False)
-            return CHGNetCalculator(model=model, use_device="cpu", on_isolated_atoms="error")
+            return _QuietCalculator(model=model, use_device="cpu", on_isolated_atoms="error")
 
 
 def check_sha256(path: Path, expected: str) -> None:

@@ -6,7 +6,7 @@ to nothing would otherwise send its own neighbour list into an endless run.
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,12 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from ase.units import GPa
 
 from dft_stub.evaluator import Failure
+from dft_stub.potentials import Potential
 from gnome.crystals.convert import from_atoms, to_atoms
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.validity import DEFAULT_GATE, GateSettings, check_crystal, heights
 from gnome.errors import InvalidCrystal
+from gnome.stability.method import Method
 
 CONSISTENT_ENERGY = 1e-3
 """eV/atom: how far the energy of the stored crystal may lie from the last one of the relaxation."""
@@ -100,7 +102,7 @@ def relax(
         outcome = {"failure": Failure.IMPLAUSIBLE, "message": f"{crystal.reduced_formula}: {error}"}
     except MemoryError as error:
         outcome = {"failure": Failure.OUT_OF_MEMORY, "message": f"{crystal.reduced_formula}: out of memory ({error})"}
-    except Exception as error:  # noqa: BLE001  # a potential's fault is a record, whatever it raised
+    except Exception as error:  # a potential's fault is a record, whatever it raised
         first_line = (str(error).splitlines() or [""])[0][:300]
         outcome = {"failure": Failure.CRASHED, "message": f"{crystal.reduced_formula}: {type(error).__name__}: {first_line}"}
     return Relaxation(**outcome, cost_seconds=time.process_time() - started)
@@ -159,7 +161,9 @@ def _measure(crystal: Crystal, calculator: Calculator, settings: RelaxSettings, 
     target = FrechetCellFilter(atoms) if settings.relax_cell else atoms
     force = float(np.linalg.norm(target.get_forces(), axis=1).max())
     if not abs(energy - expected_energy) < CONSISTENT_ENERGY or not force < 1.1 * settings.fmax:
-        raise _Broken(f"evaluated again: {energy:.4f} eV/atom, {force:.3f} eV/angstrom; relaxation ended at {expected_energy:.4f}")
+        raise _Broken(
+            f"evaluated again: {energy:.4f} eV/atom, {force:.3f} eV/angstrom; relaxation ended at {expected_energy:.4f}"
+        )
     moments = calculator.results.get("magmoms")
     stress = voigt_6_to_full_3x3_stress(atoms.get_stress()) / GPa if settings.relax_cell else None
     return {
@@ -172,6 +176,6 @@ def _measure(crystal: Crystal, calculator: Calculator, settings: RelaxSettings, 
     }
 
 
-def settings_record(settings: RelaxSettings) -> dict[str, Any]:
-    """Every setting as plain fields, for records of how something was made."""
-    return asdict(settings)
+def relaxation_method(potential: Potential, settings: RelaxSettings) -> Method:
+    """Label of energies that come from relaxing with a potential under these settings."""
+    return replace(potential.method, settings={**potential.method.settings, **settings.defining()})
