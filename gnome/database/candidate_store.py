@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gnome.crystals.crystal import Crystal
 from gnome.database.connection import in_chunks, insert_new
-from gnome.database.crystal_store import CrystalStore
-from gnome.database.records import Ancestor, CandidateRecord, EvaluationRecord, PredictionRecord, StoredCrystal
-from gnome.database.schema import candidates, evaluations, formula_runs, methods, predictions
+from gnome.database.crystal_store import CrystalStore, known_before
+from gnome.database.records import Ancestor, Assessment, CandidateRecord, EvaluationRecord, PredictionRecord, StoredCrystal
+from gnome.database.schema import candidates, crystals, evaluations, formula_runs, methods, predictions
 from gnome.stability.method import Method
 
 
@@ -65,6 +65,27 @@ class CandidateStore(CrystalStore):
             _count_formula_runs(connection, new)
         return len(new)
 
+    def assess_evaluations(self, assessments: Iterable[Assessment]) -> int:
+        """Note what converged evaluations mean, once their crystals are stored; returns how many were found."""
+        names = ("crystal_id", "novel", "e_above_hull_before")
+        values = [
+            {
+                "of_candidate": assessment.candidate_id,
+                "of_method": assessment.method,
+                **{name: getattr(assessment, name) for name in names},
+            }
+            for assessment in assessments
+        ]
+        if not values:
+            return 0
+        statement = (
+            update(evaluations)
+            .where(evaluations.c.candidate_id == bindparam("of_candidate"), evaluations.c.method == bindparam("of_method"))
+            .values({name: bindparam(name) for name in names})
+        )
+        with self.write() as connection:
+            return connection.execute(statement, values).rowcount
+
     def candidates(self, ids: Iterable[str]) -> dict[str, CandidateRecord]:
         """Find candidates by id; ids that are not there are left out."""
         found = {}
@@ -88,6 +109,28 @@ class CandidateStore(CrystalStore):
         with self.read() as connection:
             rows = connection.execute(select(candidates).where(candidates.c.round == number).order_by(candidates.c.id))
             return [_candidate(row) for row in rows]
+
+    def candidate_ids_of_round(self, number: int) -> list[str]:
+        """Ids of the candidates of a round, in order."""
+        with self.read() as connection:
+            return list(connection.scalars(select(candidates.c.id).where(candidates.c.round == number).order_by(candidates.c.id)))
+
+    def known_formulas(self, method: str, *, before_round: int | None = None) -> frozenset[str]:
+        """Reduced formulas that a crystal of the method has, or that were evaluated with it.
+
+        With `before_round` only what was there when that round began.
+        """
+        stored = select(crystals.c.reduced_formula).where(crystals.c.method == method)
+        tried = (
+            select(candidates.c.reduced_formula)
+            .join(evaluations, evaluations.c.candidate_id == candidates.c.id)
+            .where(evaluations.c.method == method)
+        )
+        if before_round is not None:
+            stored = stored.where(known_before(before_round))
+            tried = tried.where(evaluations.c.round < before_round)
+        with self.read() as connection:
+            return frozenset(connection.scalars(stored.union(tried)))
 
     def predictions_of_round(self, number: int) -> list[PredictionRecord]:
         """Every prediction for the candidates of a round, by candidate and model."""
@@ -176,12 +219,20 @@ def _candidate(row: Row[Any]) -> CandidateRecord:
 
 def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
     row = {name: getattr(record, name) for name in record.__dataclass_fields__}
-    return {**row, "method": record.method.label, "versions": dict(record.method.versions)}
+    structure = row.pop("crystal")
+    return {
+        **row,
+        "method": record.method.label,
+        "versions": dict(record.method.versions),
+        "structure": structure.to_dict() if structure is not None else None,
+    }
 
 
 def _evaluation(row: Row[Any], known: Mapping[str, Method]) -> EvaluationRecord:
     columns = dict(row._mapping)  # noqa: SLF001 - the documented way to a dict
     del columns["created_at"]
+    structure = columns.pop("structure")
+    columns["crystal"] = Crystal.from_dict(structure) if structure is not None else None
     columns["method"] = replace(known[row.method], versions=columns.pop("versions") or {})
     return EvaluationRecord(**columns)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, select, update
+from sqlalchemy import ColumnElement, Row, Select, bindparam, select, update
 
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
@@ -37,6 +37,11 @@ def stored_crystal(row: Row[Any]) -> StoredCrystal:
     columns = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented way to a dict
     del columns["key"]
     return StoredCrystal(crystal=Crystal.from_dict(columns.pop("structure")), row=columns)
+
+
+def known_before(number: int) -> ColumnElement[bool]:
+    """Crystals that were there when a round began: imported ones, and those of earlier rounds."""
+    return crystals.c.round.is_(None) | (crystals.c.round < number)
 
 
 def alphabetical_formula(composition: Mapping[int, int]) -> str:
@@ -140,7 +145,7 @@ class CrystalStore(Database):
         if max_e_above_hull is not None:
             statement = statement.where(crystals.c.e_above_hull <= max_e_above_hull)
         if before_round is not None:
-            statement = statement.where(crystals.c.round.is_(None) | (crystals.c.round < before_round))
+            statement = statement.where(known_before(before_round))
         return map(stored_crystal, self._pages(statement))
 
     def training_rows(self, method: str, *, since_round: int | None = None) -> Iterator[TrainingRow]:
@@ -178,8 +183,11 @@ class CrystalStore(Database):
                 return
             last = page[-1].key
 
-    def hull_entries(self, method: str) -> list[HullEntry]:
-        """Every crystal of a method as an entry of its hull, in the order of arrival."""
+    def hull_entries(self, method: str, *, before_round: int | None = None) -> list[HullEntry]:
+        """Every crystal of a method as an entry of its hull, in the order of arrival.
+
+        With `before_round` the hull as it stood when that round began.
+        """
         numbers = {symbol: z for z, symbol in enumerate(SYMBOLS)}
         statement = (
             select(
@@ -189,6 +197,8 @@ class CrystalStore(Database):
             .where(crystals.c.method == method)
             .order_by(crystals.c.key)
         )
+        if before_round is not None:
+            statement = statement.where(known_before(before_round))
         found: dict[int, tuple[str, float, dict[int, int]]] = {}
         with self.read() as connection:
             for key, crystal_id, e_form, element, amount in connection.execute(statement):

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from gnome.crystals.crystal import Crystal
 from gnome.database.schema import MAX_RAW_ENERGY
 from gnome.errors import InvalidInput
@@ -93,8 +95,9 @@ class PredictionRecord:
 class EvaluationRecord:
     """An evaluator's answer for a candidate: energies, or a failure with its reason.
 
-    `crystal_id` is the crystal it led to (new or known); `novel` whether that was new when it was stored; `e_above_hull_before` the
-    signed distance to the hull as it stood before the round.  A failure keeps only those of its energies that are plausible.
+    `crystal` is the relaxed structure.  What it means is told later (see `Assessment`): `crystal_id` is the crystal it led to, new or
+    known; `novel` whether that was new; `e_above_hull_before` the signed distance to the hull as it stood before the round.  A failure
+    keeps only those of its numbers that are plausible.
     """
 
     candidate_id: str
@@ -103,6 +106,7 @@ class EvaluationRecord:
     converged: bool
     failure: str | None = None
     message: str = ""
+    crystal: Crystal | None = None
     crystal_id: str | None = None
     energy_per_atom: float | None = None
     correction_per_atom: float | None = None
@@ -135,10 +139,33 @@ class EvaluationRecord:
                 check_range(what, name, value, (low, high))
             elif value is not None and not low <= value <= high:
                 object.__setattr__(self, name, None)
+        if self.crystal is not None and not (
+            np.isfinite(self.crystal.lattice).all() and np.isfinite(self.crystal.frac_coords).all()
+        ):
+            if self.converged:
+                raise InvalidInput(f"{what}: converged, with a relaxed structure that is not made of finite numbers")
+            object.__setattr__(self, "crystal", None)
         if self.max_force is not None and not math.isfinite(self.max_force):
             object.__setattr__(self, "max_force", None)
         check_range(what, "cost_seconds", self.cost_seconds, (0.0, 1e10))
         object.__setattr__(self, "message", self.message.replace("\x00", ""))  # PostgreSQL's texts cannot hold it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """What a converged evaluation means, by the label of its method: which crystal it led to, and where that lay before the round."""
+
+    candidate_id: str
+    method: str
+    crystal_id: str
+    novel: bool
+    e_above_hull_before: float
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
+        check_range(
+            f"evaluation of {self.candidate_id}", "e_above_hull_before", self.e_above_hull_before, (-_DISTANCE, _DISTANCE)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

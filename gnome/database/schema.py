@@ -38,7 +38,7 @@ from sqlalchemy.types import TypeEngine
 from gnome.database.clock import database_time
 from gnome.quantities import PLAUSIBLE_E_FORM
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration; a database at another revision is older or newer than this program."""
 
 MAX_RAW_ENERGY = 100_000.0
@@ -227,6 +227,7 @@ evaluations = Table(
     Column("magnetic_moments", _json()),
     Column("created_at", Double, nullable=False, default=database_time()),
     Column("versions", _json()),
+    Column("structure", _json()),
     ForeignKeyConstraint(["crystal_id", "method"], ["crystals.id", "crystals.method"]),
     Index("ix_evaluations_crystal", "crystal_id", "method"),
     CheckConstraint(
@@ -241,7 +242,10 @@ evaluations = Table(
     _between("n_steps", 0, 1_000_000_000),
     _between("cost_seconds", 0.0, 1e10),
 )
-"""Every answer of an evaluator; `e_above_hull_before` is the signed distance to the hull as it stood before the round."""
+"""Every answer of an evaluator.
+
+`structure` is the relaxed one; `e_above_hull_before` the signed distance to the hull as it stood before the round.
+"""
 
 formula_runs = Table(
     "formula_runs",

@@ -1,13 +1,15 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from database_rows import CHGNET, EMT, answer, candidate, crystal, model, seed
 from sqlalchemy import text
 
+from gnome.crystals.crystal import Crystal
 from gnome.database import connection as connection_module
 from gnome.database import crystal_store
-from gnome.database.records import CrystalRecord, EvaluationRecord, HullColumns, PredictionRecord
+from gnome.database.records import Assessment, CrystalRecord, EvaluationRecord, HullColumns, PredictionRecord
 from gnome.database.store import Store
 from gnome.errors import DatabaseUnavailable, InvalidInput, RoundBusy
 from gnome.stability.entries import Product
@@ -166,6 +168,57 @@ def test_answers_of_a_round_are_stored_once_and_counted_once(store: Store) -> No
     assert store.predictions_of_round(1) == sorted(predictions, key=lambda p: p.candidate_id)
     assert store.candidates_of_round(1) == sorted(candidates, key=lambda c: c.id)
     assert store.candidates(["c02", "zz"]) == {"c02": candidates[1]}
+
+
+def test_answers_are_stored_as_they_come_and_assessed_later(store: Store) -> None:
+    store.start_round({}, 1)
+    store.add_candidates([candidate("c1"), candidate("c02", symbols=("Li", "F"))])
+    relaxed = seed(5.1, ("K", "Cl"), origin="discovered", round=1, candidate_id="c1")
+    broken = Crystal(np.eye(3) * math.nan, np.array([3]), np.zeros((1, 3)))
+    store.add_evaluations(
+        [
+            answer("c1", crystal=relaxed.crystal),
+            answer("c02", converged=False, failure="implausible", crystal=broken, e_form_per_atom=None),
+        ]
+    )
+    failed, converged = store.evaluations_of_round(1)
+    assert (converged.crystal, converged.crystal_id, converged.novel) == (relaxed.crystal, None, None)
+    assert failed.crystal is None
+    with pytest.raises(InvalidInput, match="finite numbers"):
+        answer("c1", crystal=broken)
+    found = Assessment(
+        candidate_id="c1", method=CHGNET.label, crystal_id=relaxed.crystal.id, novel=True, e_above_hull_before=-0.25
+    )
+    with pytest.raises(InvalidInput, match="refuses"):
+        store.assess_evaluations([found])  # the crystal is not there yet
+    store.add_crystals([relaxed])
+    assert store.assess_evaluations([found]) == 1
+    assert store.assess_evaluations([]) == 0
+    assessed = store.evaluations_of_round(1)[1]
+    assert (assessed.crystal_id, assessed.novel, assessed.e_above_hull_before) == (relaxed.crystal.id, True, -0.25)
+    with pytest.raises(InvalidInput, match="e_above_hull_before is nan"):
+        Assessment(candidate_id="c1", method="m", crystal_id="x", novel=True, e_above_hull_before=math.nan)
+
+
+def test_what_was_known_before_a_round(store: Store) -> None:
+    store.add_crystals([seed(4.0)])
+    for number, symbols in ((1, ("K", "Cl")), (2, ("Li", "F"))):
+        store.start_round({}, 1)
+        tried = [candidate(f"c{number}", number, symbols), candidate(f"c0{number}", number, (*symbols, "O"))]
+        store.add_candidates([*tried, candidate(f"c00{number}", number, (*symbols, "S"))])
+        store.add_evaluations([answer(c.id, number, converged=False, failure="timeout") for c in tried])
+        store.add_crystals([seed(5.0, symbols, origin="discovered", round=number, candidate_id=f"c{number}")])
+        store.finish_round(number, {})
+    assert store.candidate_ids_of_round(2) == ["c002", "c02", "c2"]
+    assert store.known_formulas(CHGNET.label, before_round=1) == {"NaCl"}
+    assert store.known_formulas(CHGNET.label, before_round=2) == {
+        "NaCl",
+        "KCl",
+        candidate("x", 1, ("K", "Cl", "O")).crystal.reduced_formula,
+    }
+    assert len(store.known_formulas(CHGNET.label)) == 5
+    assert store.known_formulas(EMT.label) == frozenset()
+    assert [len(store.hull_entries(CHGNET.label, before_round=number)) for number in (1, 2, 3)] == [1, 2, 3]
 
 
 def test_versions_stay_with_their_rows_while_the_label_is_one(store: Store) -> None:
