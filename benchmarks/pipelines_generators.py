@@ -14,7 +14,7 @@ import warnings
 
 import numpy as np
 from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
-from pymatgen.core import Element
+from pymatgen.core import Element, Species
 from pymatgen.core.structure_prediction.substitutor import Substitutor
 
 from gnome.crystals.convert import to_structure
@@ -40,12 +40,12 @@ def load_parents(n: int) -> list[Crystal]:
 def time_pymatgen(parents: list[Crystal]) -> tuple[int, float]:
     """Whole substitutions of the first parents whose rounded guesses are all in pymatgen's table."""
     substitutor = Substitutor(threshold=1e-3)
-    listed = substitutor.get_allowed_species()
+    listed = {str(species) for species in substitutor.get_allowed_species()}
     decorated = []
     for parent in parents:
         states = guess_oxidation_states(parent.composition)
         charges = {Element.from_Z(z).symbol: round(state) for z, state in states.items()}
-        if charges and {f"{s}{abs(q)}{'+' if q > 0 else '-'}".replace("1", "") for s, q in charges.items()} <= set(listed):
+        if charges and {str(Species(symbol, charge)) for symbol, charge in charges.items()} <= listed:
             structure = to_structure(parent)
             structure.add_oxidation_state_by_element(charges)
             decorated.append(structure)

@@ -30,21 +30,26 @@ MAX_OUTPUT = 200_000
 _BLOCK = re.compile(r"^\s*%BLOCK\s+(\w+)\s*$(.*?)^\s*%ENDBLOCK\s+\1\s*$", re.MULTILINE | re.DOTALL | re.IGNORECASE)
 
 
+def find_buildcell() -> str | None:
+    """Path of the program, or None when it is not on the PATH."""
+    return shutil.which("buildcell")
+
+
 class BuildcellStructures:
     """Random crystals drawn by `buildcell`; a `RandomStructures`.
 
-    Raises InvalidInput on construction when the program is not on the PATH.
+    `program` is a path or a name on the PATH.  Raises InvalidInput on construction when there is no such program.
     """
 
     name = "buildcell"
     is_reproducible = False
 
-    def __init__(self, settings: RandomStructureSettings | None = None, *, program: str = "buildcell") -> None:
+    def __init__(self, program: str = "buildcell", settings: RandomStructureSettings | None = None) -> None:
         """Find the program."""
         self.settings = settings or RandomStructureSettings()
         path = shutil.which(program)
         if path is None:
-            raise InvalidInput(f"{program} is not on the PATH; install AIRSS, or use the generator pyxtal")
+            raise InvalidInput(f"{program} is not on the PATH; install AIRSS, or draw structures with PyXtal")
         self._path = path
 
     def search(self, composition: Mapping[int, int], *, n: int, seed: int) -> RandomSearch:

@@ -14,7 +14,7 @@ _START_LIMIT = 120.0
 """seconds: the worker imports PyXtal first, which takes long on a busy machine."""
 
 
-class PyxtalStructures:
+class PyXtalStructures:
     """Random crystals with a random space group, drawn by PyXtal; a `RandomStructures`.
 
     One worker process is kept for all formulas.  `command` replaces it, for tests.  Use it in a `with` block or call `close`.
@@ -76,7 +76,7 @@ class PyxtalStructures:
         self._worker.close()
         self._is_ready = False
 
-    def __enter__(self) -> "PyxtalStructures":
+    def __enter__(self) -> "PyXtalStructures":
         """Give itself."""
         return self
 

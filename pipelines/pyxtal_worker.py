@@ -1,4 +1,4 @@
-"""The program behind `PyxtalStructures`: draws one random crystal for each line it reads.
+"""The program behind `PyXtalStructures`: draws one random crystal for each line it reads.
 
 It runs in a process of its own because PyXtal can take very long or very much memory on unlucky combinations.
 """

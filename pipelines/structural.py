@@ -1,8 +1,9 @@
 """Candidates from known crystals: whole and symmetry-aware partial substitution.
 
 Source: Merchant et al., Nature 624, 80 (2023), Methods, "Substitution patterns" and SAPS; the probabilities are `pipelines.substitution`'s.
-A child keeps its parent's cell shape and fractional coordinates; its volume is the parent's times the ratio of two additive estimates
-(`pipelines.volumes`, fitted on the parents).  Compositions that are known are skipped, as GNoME did (novelty by composition).
+A child keeps its parent's cell shape and fractional coordinates; its volume is the parent's times the ratio of two additive
+estimates (`pipelines.volumes`, fitted on the parents).  Compositions that are known are skipped, as GNoME did (novelty by
+composition).
 
 Parents take turns in a seeded order, so that a limit starves none; each offers its substitutions in a random order that favours
 likely ones.  What one parent offers depends on the seed and the set of parents, never on the order they are given in.
@@ -34,14 +35,16 @@ _LIKENESS_REACH = 1.7
 class StructuralSettings:
     """Bounds on parents and children.
 
-    Parents with more than `max_atoms` atoms and children with fewer than `min_elements` or more than `max_elements` are left out: an
-    element is its own reference, and ensembles have seen little beyond five.  `sharpness` is the power of the probability a substitution
+    Parents with more than `max_atoms` atoms and children with fewer than `min_elements` or more than `max_elements` are left out:
+    an element is its own reference, and ensembles have seen little beyond five.  Children consist of `elements` (atomic numbers)
+    alone, where they are given; parents need not.  `sharpness` is the power of the probability a substitution
     is drawn with: 0 draws evenly, large values go strictly by probability.
     """
 
     max_atoms: int = 40
     min_elements: int = 2
     max_elements: int = 5
+    elements: frozenset[int] | None = None
     sharpness: float = 2.0
     gate: GateSettings = DEFAULT_GATE
 
@@ -209,12 +212,15 @@ class _Parent:
         self._spacings = np.minimum(self._contacts / spacing, _LIKENESS_REACH)
 
     def child(self, numbers: NDArray[np.int64], generator: str, parameters: dict[str, Any], seed: int) -> _Child | None:
-        """Put elements on the parent's sites and rescale; None when the gate would not admit it."""
+        """Put elements on the parent's sites and rescale; None when the settings or the gate would not admit it."""
+        present = set(numbers.tolist())
+        if self._settings.elements is not None and not present <= self._settings.elements:
+            return None
         factor = round(float(self._volumes[numbers].sum()) / self._estimate, 6)
         gate = self._settings.gate
         length = factor ** (1 / 3)
         fits = (
-            self._settings.min_elements <= len(np.unique(numbers)) <= self._settings.max_elements
+            self._settings.min_elements <= len(present) <= self._settings.max_elements
             and gate.min_volume_per_atom <= self.crystal.volume_per_atom * factor <= gate.max_volume_per_atom
             and gate.min_height <= self._heights.min() * length
             and self._heights.max() * length <= gate.max_height

@@ -11,7 +11,7 @@ import pytest
 from gnome.crystals.formula import parse_formula
 from gnome.crystals.validity import GateSettings
 from gnome.errors import InvalidCrystal, InvalidInput
-from pipelines.buildcell import BuildcellStructures, parse_cell, seed_cell
+from pipelines.buildcell import BuildcellStructures, find_buildcell, parse_cell, seed_cell
 from pipelines.contract import validate_random_structures
 from pipelines.random_structures import RandomStructureSettings
 
@@ -100,8 +100,9 @@ def install(tmp_path, monkeypatch):
 
 def test_contract(install):
     install(HONEST)
+    assert find_buildcell().endswith("/buildcell")
     settings = RandomStructureSettings(smallest_factor=1.0)
-    search = validate_random_structures(BuildcellStructures(settings), parse_formula("NaCl"), settings)
+    search = validate_random_structures(BuildcellStructures(settings=settings), parse_formula("NaCl"), settings)
     assert len(search.structures) == 4
     assert all(1.0 <= structure.volume_factor <= 1.2 for structure in search.structures)
 
@@ -112,7 +113,7 @@ def test_whatever_it_does_is_reported_and_ends(install, kind):
     install(body)
     gate = GateSettings()
     settings = RandomStructureSettings(smallest_factor=1.0, time_limit=1.0, max_losses=1, memory_limit=2048, gate=gate)
-    structures = BuildcellStructures(settings)
+    structures = BuildcellStructures(settings=settings)
     started = time.monotonic()
     search = structures.search(parse_formula("NaCl"), n=5, seed=0)
     assert time.monotonic() - started < 10
@@ -126,6 +127,7 @@ def test_whatever_it_does_is_reported_and_ends(install, kind):
 
 def test_missing_program_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_buildcell() is None
     with pytest.raises(InvalidInput, match="buildcell is not on the PATH; install AIRSS"):
         BuildcellStructures()
 

@@ -10,14 +10,14 @@ from gnome.crystals.formula import parse_formula
 from gnome.crystals.validity import is_valid
 from pipelines.contract import validate_random_structures
 from pipelines.line_worker import LineWorker, WorkerLost
-from pipelines.pyxtal_structures import PyxtalStructures
+from pipelines.pyxtal_structures import PyXtalStructures
 from pipelines.random_structures import RandomStructureSettings, draw_volume, stream
 from pipelines.volumes import estimated_volume
 
 
 @pytest.fixture(scope="module")
 def pyxtal_structures():
-    with PyxtalStructures() as structures:
+    with PyXtalStructures() as structures:
         yield structures
 
 
@@ -32,7 +32,7 @@ def test_structures_do_not_depend_on_what_was_asked_before(pyxtal_structures):
     first = pyxtal_structures.search(composition, n=2, seed=3)
     pyxtal_structures.search(parse_formula("NaCl"), n=2, seed=3)
     again = pyxtal_structures.search(composition, n=2, seed=3)
-    with PyxtalStructures() as fresh:
+    with PyXtalStructures() as fresh:
         anew = fresh.search(composition, n=2, seed=3)
     ids = [structure.crystal.id for structure in first.structures]
     assert ids == [structure.crystal.id for structure in again.structures]
@@ -117,7 +117,7 @@ def test_one_bad_formula_costs_itself_alone(tmp_path, kind):
     action, message = BAD[kind]
     command = fake(tmp_path, f"if len(question['composition']) == 2:\n    {action}\n    continue\n" + textwrap.dedent(GOOD))
     settings = RandomStructureSettings(time_limit=0.5, max_losses=2)
-    with PyxtalStructures(settings, command=command) as structures:
+    with PyXtalStructures(settings, command=command) as structures:
         before = structures.search({3: 1}, n=3, seed=0)
         started = time.monotonic()
         bad = structures.search(parse_formula("NaCl"), n=5, seed=0)
@@ -138,14 +138,14 @@ def test_one_bad_formula_costs_itself_alone(tmp_path, kind):
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux only")
 def test_memory_is_limited(tmp_path):
     command = fake(tmp_path, "x = bytearray(3 * 2**30)\n" + textwrap.dedent(GOOD))
-    with PyxtalStructures(RandomStructureSettings(memory_limit=1024, max_losses=1), command=command) as structures:
+    with PyXtalStructures(RandomStructureSettings(memory_limit=1024, max_losses=1), command=command) as structures:
         search = structures.search({3: 1}, n=2, seed=0)
     assert search.structures == ()
     assert search.failures[0] == "Li, structure 0: the generator ended with exit code 1"
 
 
 def test_structures_that_never_pass_are_reported(tmp_path):
-    with PyxtalStructures(command=fake(tmp_path, "print('{}', flush=True)\n")) as structures:
+    with PyXtalStructures(command=fake(tmp_path, "print('{}', flush=True)\n")) as structures:
         search = structures.search({3: 1}, n=2, seed=0)
     assert search.structures == ()
     assert search.failures[1] == "Li, structure 1: nothing passed the gate in 30 attempts"

@@ -54,6 +54,13 @@ class TestBothGenerators:
         assert proposed
         assert all(set(c.crystal.composition) <= {11, 17, 19, 37} for c in proposed)
 
+    def test_children_of_given_elements_alone(self, generator, known_crystals):
+        wanted = frozenset({3, 8, 11, 16, 22, 26})
+        chosen = type(generator)(settings=StructuralSettings(elements=wanted))
+        proposed = list(chosen.propose(known_crystals, limit=50, seed=0))
+        assert len(proposed) == 50
+        assert all(set(c.crystal.composition) <= wanted for c in proposed)
+
     def test_bounds_on_parents_and_children(self, generator, known_crystals):
         bounded = type(generator)(settings=StructuralSettings(max_atoms=4, max_elements=2))
         proposed = list(bounded.propose(known_crystals, limit=200, seed=0))
