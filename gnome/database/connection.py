@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Row, Table, update
+from sqlalchemy import Connection, Engine, Row, Table, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gnome.database.clock import database_time
 from gnome.database.engine import WRITES, one_line_errors, open_engine, readable_url
 from gnome.database.schema import leases
-from gnome.database.upgrade import check_revision, upgrade
+from gnome.database.upgrade import WRITE_LOCK, check_revision, upgrade
 from gnome.errors import DatabaseUnavailable, RoundBusy
 
 CHUNK = 500
@@ -91,6 +91,9 @@ class Database:
             self.engine.connect().execution_options(**{WRITES: True}) as connection,
             connection.begin(),
         ):
+            if connection.dialect.name == "postgresql":
+                # One writer at a time, as in SQLite: two that insert the same rows in different orders would end in a deadlock.
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITE_LOCK})
             if self.fence is not None:
                 keep_lease(connection, self.fence)
             yield connection

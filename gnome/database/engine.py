@@ -87,6 +87,7 @@ def _advice(message: str) -> str:
         "unable to open": "; check that the folder exists and is writable",
         "not a database": "; the file is something else, name another with GNOME_DATABASE_URL",
         "malformed": "; the file is damaged, restore a copy",
+        "lock timeout": f"; another process has been writing for {BUSY_TIMEOUT_SECONDS} s",
         "locked": f"; another process has been writing for {BUSY_TIMEOUT_SECONDS} s",
     }
     return next((text for symptom, text in advice.items() if symptom in message), "")
@@ -155,9 +156,10 @@ def _sqlite_engine(url: URL, read_only: bool) -> Engine:
 
 
 def _postgresql_engine(url: URL, read_only: bool) -> Engine:
-    arguments = {"connect_timeout": 10, "application_name": "gnome"}
+    options = f"-c lock_timeout={BUSY_TIMEOUT_SECONDS}s"
     if read_only:
-        arguments["options"] = "-c default_transaction_read_only=on"
+        options += " -c default_transaction_read_only=on"
+    arguments = {"connect_timeout": 10, "application_name": "gnome", "options": options}
     try:
         return create_engine(url, connect_args=arguments, pool_pre_ping=True, json_serializer=to_json)
     except ModuleNotFoundError:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 
 from gnome.database.clock import database_time
 from gnome.database.connection import Database, Fence, insert_new
@@ -49,24 +49,31 @@ def acquire_round(store: Database, *, owner: str | None = None, lease_seconds: f
     Raises RoundBusy, naming the holder and when its lease ends.
     """
     owner = owner or this_process()
-    with store.write() as connection:
-        insert_new(connection, leases, [{"name": ROUND, "token": 0, "owner": None, "lease_until": None}], "name")
-        now = database_time()
-        held = connection.execute(
-            select(leases, (leases.c.lease_until > now).label("valid")).where(leases.c.name == ROUND).with_for_update()
-        ).one()
-        if held.owner is not None and held.valid and not is_dead(held.owner):
-            until = datetime.fromtimestamp(held.lease_until, UTC).strftime("%H:%M:%S")
-            raise RoundBusy(
-                f"a round is being run on {store.location} by process {readable_owner(held.owner)}, which holds it until {until} UTC "
-                "or longer; wait for it or use another database"
-            )
-        fence = Fence(name=ROUND, token=held.token + 1, lease_seconds=lease_seconds)
-        connection.execute(
-            update(leases).where(leases.c.name == ROUND).values(token=fence.token, owner=owner, lease_until=now + lease_seconds)
+    before, store.fence = store.fence, None  # a lease that was lost must not stop this store from asking for a new one
+    try:
+        with store.write() as connection:
+            store.fence = _take(connection, store.location, owner, lease_seconds)
+    except BaseException:
+        store.fence = before
+        raise
+    return store.fence
+
+
+def _take(connection: Connection, location: str, owner: str, lease_seconds: float) -> Fence:
+    insert_new(connection, leases, [{"name": ROUND, "token": 0, "owner": None, "lease_until": None}], "name")
+    now = database_time()
+    held = connection.execute(
+        select(leases, (leases.c.lease_until > now).label("valid")).where(leases.c.name == ROUND).with_for_update()
+    ).one()
+    if held.owner is not None and held.valid and not is_dead(held.owner):
+        until = datetime.fromtimestamp(held.lease_until, UTC).strftime("%H:%M:%S")
+        raise RoundBusy(
+            f"a round is being run on {location} by process {readable_owner(held.owner)}, which holds it until {until} UTC or longer; "
+            "wait for it or use another database"
         )
-    store.fence = fence
-    return fence
+    values = {"token": held.token + 1, "owner": owner, "lease_until": now + lease_seconds}
+    connection.execute(update(leases).where(leases.c.name == ROUND).values(**values))
+    return Fence(name=ROUND, token=held.token + 1, lease_seconds=lease_seconds)
 
 
 def join_round(store: Database, token: int, *, lease_seconds: float = LEASE_SECONDS) -> None:

@@ -10,7 +10,8 @@ from gnome.database.schema import HEAD
 from gnome.errors import DatabaseUnavailable
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-_UPGRADE_LOCK = 0x474E6F4D  # any number that all processes agree on
+WRITE_LOCK = 0x474E6F4D
+"""Key of the advisory lock that writers of a PostgreSQL database take; any number that all processes agree on."""
 
 
 def revision(connection: Connection) -> str | None:
@@ -48,7 +49,7 @@ def upgrade(engine: Engine, target: str = HEAD) -> None:
         return
     with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
         if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITE_LOCK})
         found = revision(connection)  # another process may have been first
         if found == target:
             return

@@ -148,6 +148,40 @@ def test_a_lost_lease_stops_every_write_of_the_former_holder(store: Store, url: 
     assert store.open_round() is not None
 
 
+def test_a_store_that_lost_the_round_can_ask_for_it_again(store: Store, url: str) -> None:
+    acquire_round(store, lease_seconds=0.05)
+    time.sleep(0.2)
+    with Store.open(url) as second, hold_round(second):
+        with pytest.raises(RoundBusy, match="is being run"):
+            acquire_round(store)
+        with pytest.raises(RoundBusy, match="has lost the round"):
+            store.add_crystals([seed()])
+    assert acquire_round(store).token == 3
+    with pytest.raises(RoundBusy, match="is being run"):
+        acquire_round(store)  # not even by the same process twice
+    assert store.add_crystals([seed()]) == 1
+
+
+def _insert(url: str, barrier, backwards: bool) -> None:
+    records = [seed(4.0 + i / 1000) for i in range(1500)]
+    with Store.open(url) as store:
+        barrier.wait(60)
+        store.add_crystals(records[::-1] if backwards else records)
+
+
+def test_processes_that_insert_the_same_rows_at_once_insert_them_once(store: Store, url: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    workers = [context.Process(target=_insert, args=(url, barrier, backwards)) for backwards in (False, True)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    counts = store.counts()
+    assert (counts["crystals"], counts["crystal_elements"]) == (1500, 3000)
+
+
 def test_every_write_prolongs_the_lease(store: Store, url: str) -> None:
     acquire_round(store, lease_seconds=1.0)
     for edge in (4.0, 4.1, 4.2):

@@ -11,6 +11,8 @@ import pytest
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
 from scipy.optimize import linprog
+from scipy.spatial import ConvexHull as QuickHull
+from scipy.spatial import QhullError
 
 from gnome.crystals.elements import SYMBOLS
 from gnome.errors import InvalidInput
@@ -177,6 +179,40 @@ def test_the_linear_program_agrees_with_the_planes(entries: list[HullEntry], mon
     np.testing.assert_allclose(
         programs.decomposition_energies(formulas, energies), planes.decomposition_energies(formulas, energies), rtol=0, atol=1e-9
     )
+
+
+class _Incomplete:
+    """Stands for Qhull and leaves out a facet of the lower hull."""
+
+    def __init__(self, points: Any) -> None:
+        hull = QuickHull(points)
+        lower = np.flatnonzero(hull.equations[:, -2] < 0)
+        self.simplices, self.equations = np.delete(hull.simplices, lower[0], 0), np.delete(hull.equations, lower[0], 0)
+
+
+class _Cutting:
+    """Stands for Qhull and overlooks the lowest point, so that a facet lies above it."""
+
+    def __init__(self, points: Any) -> None:
+        lowest = int(points[:, -1].argmin())
+        kept = np.delete(np.arange(len(points)), lowest)
+        hull = QuickHull(points[kept])
+        self.simplices, self.equations = kept[hull.simplices], hull.equations
+
+
+def _failing(_points: Any) -> Any:
+    raise QhullError("initial simplex is flat")
+
+
+@pytest.mark.parametrize("broken", [_Incomplete, _Cutting, _failing])
+def test_an_answer_of_qhull_that_cannot_be_trusted_is_not_used(broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [entry("a", {NA: 1, CL: 1}, -2.0), entry("b", {NA: 2, CL: 1}, -1.5), entry("c", {NA: 1, CL: 1, LI: 1}, -1.6)]
+    compositions: list[dict[int, int]] = [{NA: 1, CL: 1, LI: 1}, {NA: 3, CL: 2, LI: 1}, {NA: 2, CL: 1}, {NA: 1, CL: 1}]
+    expected = ConvexHull("m", entries).energies(compositions)
+    monkeypatch.setattr(lower_hull, "QuickHull", broken)
+    doubtful = ConvexHull("m", entries)
+    np.testing.assert_allclose(doubtful.energies(compositions), expected, rtol=0, atol=1e-9)
+    assert doubtful._systems[frozenset({NA, CL, LI})].hull.potentials is None
 
 
 def test_six_elements_go_to_the_linear_program() -> None:
