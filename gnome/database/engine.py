@@ -63,7 +63,7 @@ def one_line_errors(url: URL) -> Iterator[None]:
     except DataError as error:
         raise InvalidInput(f"the database cannot hold the value: {_first_line(error)}") from error
     except (OperationalError, InterfaceError, DatabaseError) as error:
-        raise DatabaseUnavailable(f"database {name}: {_first_line(error)}{_advice(str(error.orig))}") from error
+        raise DatabaseUnavailable(f"database {name}: {_first_line(error)}{_advice(_first_line(error))}") from error
 
 
 def readable_url(url: URL) -> str:
