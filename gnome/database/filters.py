@@ -301,10 +301,9 @@ def _fuzzy(name: _Value, operator: str, value: _Value) -> Condition:
     part = literal(value.value, Text())
     if operator == "CONTAINS":
         return contains(field.column, part)
-    n_part, n_all = func.length(part), func.length(field.column)
-    start = literal(1, Integer()) if operator == "STARTS" else n_all - n_part + 1
-    # A start before the text would count from its end in SQLite.
-    return and_(n_all >= n_part, func.substr(field.column, start, n_part) == part)
+    n_part = func.length(part)
+    start = literal(1, Integer()) if operator == "STARTS" else func.length(field.column) - n_part + 1
+    return func.substr(field.column, start, n_part) == part  # of a shorter text there is less than n_part to be had
 
 
 def _has(name: _Value, kinds: list[str], values: list[Any]) -> Condition:
