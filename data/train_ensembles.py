@@ -20,14 +20,13 @@ import pyarrow.parquet as pq
 import torch
 import torch.multiprocessing as mp
 
-from gnome.crystals.elements import MAX_ATOMIC_NUMBER
 from gnome.crystals.formula import parse_formula
 from gnome.crystals.shards import read_shard
 from gnome.models.checkpoint import load_ensemble, make_network, save_ensemble
 from gnome.models.compositional import CompositionalSettings, PackedFormulas
 from gnome.models.datasets import labelled_subset, pack_crystals, split_by_formula
 from gnome.models.ensemble import median_and_spread
-from gnome.models.metrics import bootstrap, fit_linear_model, mean_absolute_error, spearman
+from gnome.models.metrics import atomic_fractions, fit_linear_model, score
 from gnome.models.recipes import EnsembleSettings, train_member
 from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, TrainSettings, predict
@@ -43,16 +42,6 @@ LICENCES = [
 def log(message: str) -> None:
     """Print with the time."""
     print(f"[{time.strftime('%H:%M:%S')}] {message}", flush=True)
-
-
-def fractions_of(compositions: list[dict[int, int]]) -> np.ndarray:
-    """Atomic fractions (n, elements)."""
-    out = np.zeros((len(compositions), MAX_ATOMIC_NUMBER + 1))
-    for row, composition in enumerate(compositions):
-        total = sum(composition.values())
-        for z, amount in composition.items():
-            out[row, z] = amount / total
-    return out
 
 
 def run_member(
@@ -103,12 +92,6 @@ def train_all(kind: str, settings: EnsembleSettings, data: tuple, options: argpa
     return members
 
 
-def intervals(predicted: np.ndarray, targets: np.ndarray) -> dict[str, object]:
-    """MAE and rank correlation with their 95 % intervals."""
-    mae, rank = bootstrap(mean_absolute_error, predicted, targets), bootstrap(spearman, predicted, targets, n_resamples=300)
-    return {"n": len(targets), "mae": vars(mae), "spearman": vars(rank)}
-
-
 def ensemble_predictions(path: Path, inputs: object, device: str) -> np.ndarray:
     """Median over the members as shipped (weights rounded to FP16)."""
     members, _ = load_ensemble(path)
@@ -153,9 +136,9 @@ def main() -> None:
     wbm_test = split.test[sources[split.test] == "wbm"]
     log(f"{len(crystals)} structures: {len(split.train)} train, {len(split.validation)} validation, {len(split.test)} test")
 
-    fractions = fractions_of([crystal.composition for crystal in crystals])
+    fractions = atomic_fractions([crystal.composition for crystal in crystals])
     linear = fractions @ fit_linear_model(fractions[split.train], targets[split.train])
-    baseline = {"linear model over elements, WBM test": intervals(linear[wbm_test], targets[wbm_test])}
+    baseline = {"linear model over elements, WBM test": score(linear[wbm_test], targets[wbm_test])}
     shape = {"scale": float(targets[split.train].std()), "shift": float(targets[split.train].mean())}
     elements = sorted({int(z) for i in split.train for z in crystals[i].composition})
     card = {
@@ -186,13 +169,13 @@ def main() -> None:
         save_ensemble(path, members, card)
         metrics = dict(baseline)
         structures = PackedFormulas.from_compositions([crystals[i].composition for i in wbm_test]).to(options.device)
-        metrics["compositional, WBM test structures"] = intervals(
+        metrics["compositional, WBM test structures"] = score(
             ensemble_predictions(path, structures, options.device), targets[wbm_test]
         )
         for name, index in (("lowest energy a formula, MP2020", 0), ("lowest energy a formula, older MP scheme", 1)):
             rows = parts.test[scheme[parts.test] == index]
             inputs = labelled_subset(pack, formula_targets, rows, options.device)
-            metrics[f"compositional, test, {name}"] = intervals(
+            metrics[f"compositional, test, {name}"] = score(
                 ensemble_predictions(path, inputs.inputs, options.device), formula_targets[rows]
             )
         data = {
@@ -219,7 +202,7 @@ def main() -> None:
                 continue
             inputs = labelled_subset(pack, targets, rows, options.device)
             predicted = ensemble_predictions(path, inputs.inputs, options.device)
-            metrics[f"structural, {name} test structures"] = intervals(predicted, targets[rows])
+            metrics[f"structural, {name} test structures"] = score(predicted, targets[rows])
         data = {
             "trained_on": f"{len(split.train)} structures: unrelaxed initial WBM cells with the DFT energy of their relaxed states, "
             "relaxed Materials Project cells of MP-20 and MPTS-52",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gnome.crystals.elements import MAX_ATOMIC_NUMBER
-from gnome.models.graph_network import GraphNetworkBlock, State, Topology
+from gnome.models.graph_network import GraphNetworkBlock, State, Topology, at_least_fp32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class CompositionalNetwork(nn.Module):
         state = State(nodes, None, self.embed_scheme(batch.scheme))
         for block in self.blocks:
             state = block(state, topology)
-        out: Tensor = self.readout(state, topology).graphs[:, 0].float()
+        out = at_least_fp32(self.readout(state, topology).graphs[:, 0])
         return out * self.settings.scale + self.settings.shift
 
     def config(self) -> dict[str, Any]:

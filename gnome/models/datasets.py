@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from gnome.crystals.formula import split_bucket
 from gnome.crystals.shards import read_shard
 from gnome.errors import InvalidInput
 from gnome.graphs.crystal_graph import PackedGraphs
-from gnome.models.training import Labelled
+from gnome.models.training import Inputs, Labelled
 from gnome.quantities import PLAUSIBLE_E_FORM, Quantity
 
 TRAIN_BUCKETS = range(55)
@@ -78,9 +79,9 @@ def _pack_arrays(crystals: Sequence[Crystal], cutoff: float) -> list[NDArray[np.
 
 
 def labelled_subset(
-    pack: PackedGraphs, targets: NDArray[np.float64], rows: NDArray[np.int64], device: torch.device | str = "cpu"
+    pack: Inputs, targets: NDArray[np.float64], rows: NDArray[np.int64], device: torch.device | str = "cpu"
 ) -> Labelled:
-    """Select rows of a pack with their targets."""
+    """Select rows of packed inputs with their targets, moved to a device."""
     return Labelled(
         _Rows(pack.to(device), torch.from_numpy(rows).to(device)),
         torch.from_numpy(targets[rows]).float().to(device),
@@ -91,11 +92,14 @@ def labelled_subset(
 class _Rows:
     """A view of some rows of packed inputs."""
 
-    pack: PackedGraphs
+    pack: Inputs
     rows: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, indices: torch.Tensor) -> object:
+    def batch(self, indices: torch.Tensor) -> Any:
         return self.pack.batch(self.rows[indices])
+
+    def to(self, device: torch.device | str) -> "_Rows":
+        return _Rows(self.pack.to(device), self.rows.to(device))

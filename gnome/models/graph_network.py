@@ -38,9 +38,14 @@ class State:
     graphs: Tensor
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Widen half precisions; sums over many rows need it."""
+    return x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
+
+
 def segment_sum(x: Tensor, owner: Tensor, n: int) -> Tensor:
-    """Sum rows of x by owner, in FP32 whatever the precision of x."""
-    return scatter(x.float(), owner, dim=0, dim_size=n, reduce="sum")
+    """Sum rows of x by owner, in FP32 at least."""
+    return scatter(at_least_fp32(x), owner, dim=0, dim_size=n, reduce="sum")
 
 
 class GraphNetworkBlock(nn.Module):
@@ -72,7 +77,7 @@ class GraphNetworkBlock(nn.Module):
             per_node = [sent / AVERAGE_EDGE_COORDINATION, received / AVERAGE_EDGE_COORDINATION]
             total = segment_sum(sent, topology.node_graph, n_graphs)
             if self.readout:
-                n_edge = segment_sum(torch.ones_like(edge_graph, dtype=torch.float32)[:, None], edge_graph, n_graphs)
+                n_edge = segment_sum(torch.ones_like(edge_graph, dtype=sent.dtype)[:, None], edge_graph, n_graphs)
                 per_graph = [total / n_edge.clamp(min=1)]
             else:
                 per_graph = [total / AVERAGE_EDGE_COORDINATION / topology.n_node[:, None]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gnome.crystals.elements import MAX_ATOMIC_NUMBER
 from gnome.graphs.crystal_graph import GraphBatch
-from gnome.models.graph_network import GraphNetworkBlock, State, Topology
+from gnome.models.graph_network import GraphNetworkBlock, State, Topology, at_least_fp32
 from gnome.models.linear import make_linear
 
 GAUSSIAN_WIDTH = 0.5
@@ -61,7 +61,7 @@ class StructuralNetwork(nn.Module):
         )
         for block in self.blocks:
             state = block(state, topology)
-        out: Tensor = self.readout(state, topology).graphs[:, 0].float()
+        out = at_least_fp32(self.readout(state, topology).graphs[:, 0])
         return out * self.settings.scale + self.settings.shift
 
     def config(self) -> dict[str, Any]:

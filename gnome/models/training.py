@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,10 @@ class Inputs(Protocol):
 
     def batch(self, indices: Tensor) -> Any:
         """Select examples."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move to a device."""
         ...
 
 

@@ -1,0 +1,46 @@
+"""A campaign as a Prefect flow: rounds and retrainings as subflows."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+
+from flows.loop import CampaignSettings, resume_campaign, run_campaign
+from flows.prefect_round import leave_artifacts, run_as_task
+from flows.reports import campaign_rows
+from flows.settings import RoundSettings, Settings
+from flows.stages import STAGES, Result
+from flows.workspace import Workspace, open_workspace
+
+
+@flow(name="campaign", persist_result=True, result_serializer="json")
+def campaign_flow(
+    settings: dict[str, Any], round_settings: dict[str, Any], campaign: dict[str, int], resume: bool = False
+) -> list[dict[str, Any]]:
+    """Run a campaign; its shards are tasks, its progress and its table are artifacts.  Returns one row a round."""
+    limits = CampaignSettings(**campaign)
+    wanted = RoundSettings.from_dict(round_settings)
+    progress = create_progress_artifact(progress=0.0, key="campaign-progress", description="Share of the stages that are done")
+    done = 0
+    n_stages = limits.rounds * len(STAGES)
+
+    def run(workspace: Workspace, number: int, stage: str, shard: int) -> Result:
+        nonlocal done
+        result = run_as_task(workspace, number, stage, shard)
+        if stage in STAGES and shard == 0:
+            done += 1
+            update_progress_artifact(progress, progress=min(100.0, 100.0 * done / n_stages))
+        return result
+
+    with open_workspace(Settings(**settings), evaluator=wanted.evaluator) as workspace:
+        rounds = resume_campaign(workspace, limits, run=run) if resume else run_campaign(workspace, wanted, limits, run=run)
+        for record in rounds:
+            leave_artifacts(workspace, record)
+        rows = campaign_rows(workspace.store)
+    create_table_artifact(key="campaign", table=rows, description="Hit rate and model error by round")
+    return rows
+
+
+def run_here(settings: Settings, wanted: RoundSettings, campaign: CampaignSettings, *, resume: bool) -> None:
+    """Run the campaign flow in this process; Prefect's own database in memory or file serves, no server is needed."""
+    campaign_flow(settings.model_dump(mode="json"), wanted.to_dict(), vars(campaign), resume=resume)

@@ -1,0 +1,65 @@
+"""The command line: one program, `gnome`.
+
+Commands import what they need when they run, so that `gnome query` pays for neither networks nor Prefect.
+Exit codes: 0 done, 1 failed, 2 bad usage or unusable input, 130 interrupted.  Errors are one line on stderr.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from gnome.errors import GnomeError, InvalidInput
+
+app = typer.Typer(
+    name="gnome",
+    help="Discover stable crystals: propose, filter, relax, keep what is stable, learn, and go on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON that every parser reads; numbers that are not finite never get here."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    if hasattr(value, "__dataclass_fields__"):
+        return vars(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; deliberate errors become one line."""
+    from flows import cli_database, cli_loop, cli_models  # noqa: F401, PLC0415 - they register their commands
+
+    try:
+        app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
+    except InvalidInput as error:
+        _fail(error, 2)
+    except GnomeError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            "gnome: interrupted; what was answered is kept, run the same command again to go on", highlight=False
+        )
+        raise SystemExit(130) from None
+
+
+def _fail(error: GnomeError, code: int) -> None:
+    sys.stderr.write("gnome: " + " ".join(str(error).split()) + "\n")
+    raise SystemExit(code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Commands that read and fill the database: query, show, import, export."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows.cli import app, print_json
+from flows.settings import Settings
+from gnome.errors import InvalidInput
+from gnome.quantities import Quantity
+
+FORMATS = ("table", "json", "csv", "cif", "extxyz")
+_COLUMNS = (
+    Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.SPACE_GROUP_NUMBER, Quantity.PROTOSTRUCTURE, Quantity.E_FORM_PER_ATOM,
+    Quantity.E_ABOVE_HULL, Quantity.ORIGIN, Quantity.ROUND,
+)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+
+
+@app.command("query")
+def query_command(
+    where: Annotated[str, typer.Argument(metavar="FILTER", help="OPTIMADE filter; all crystals when empty.")] = "",
+    sort: Annotated[str, typer.Option(help="Fields, by commas; a leading '-' sorts downwards.")] = Quantity.E_ABOVE_HULL.value,
+    limit: Annotated[int, typer.Option(help="Most rows to answer.")] = 100,
+    form: Annotated[str, typer.Option("--format", help="table, json, csv, cif or extxyz.")] = "table",
+) -> None:
+    """Find crystals by an OPTIMADE filter.
+
+    gnome query 'elements HAS "O" AND _gnome_e_above_hull < 0.05' --format json
+    """
+    from gnome.database.query import count, query  # noqa: PLC0415
+    from gnome.database.store import Store  # noqa: PLC0415
+
+    if form not in FORMATS:
+        raise InvalidInput(f"--format {form!r}, expected one of {', '.join(FORMATS)}")
+    with Store.open(Settings().database, read_only=True) as store:
+        rows = query(store, where, sort=sort, limit=limit, with_crystals=form in {"cif", "extxyz"})
+        total = count(store, where)
+    if form == "json":
+        print_json(rows)
+    elif form == "csv":
+        _print_csv(rows)
+    elif form == "table":
+        _print_table(rows, total)
+    else:
+        from gnome.crystals.formats import write_text  # noqa: PLC0415
+
+        sys.stdout.write(write_text([(row[Quantity.ID], row["crystal"]) for row in rows], form))
+    if len(rows) < total and form != "table":
+        sys.stderr.write(f"gnome: {len(rows)} of {total} crystals shown; raise --limit for more\n")
+
+
+def _print_table(rows: list[dict[str, Any]], total: int) -> None:
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in _COLUMNS:
+        table.add_column(name.value, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row[name]) for name in _COLUMNS))
+    console = Console()
+    console.print(table)
+    console.print(f"{len(rows)} of {total} crystals", highlight=False)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value is None else str(value).split(":", 1)[0]
+
+
+def _print_csv(rows: list[dict[str, Any]]) -> None:
+    writer = csv.writer(sys.stdout)
+    names = [name for name in rows[0] if name not in {"versions"}] if rows else list(_COLUMNS)
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_competing(row) if name == Quantity.DECOMPOSES_TO else row[name] for name in names])
+
+
+def _competing(row: dict[str, Any]) -> str:
+    from flows.reports import products  # noqa: PLC0415
+
+    return products(row)
+
+
+@app.command("show")
+def show_command(
+    crystal_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a crystal, as `gnome query` lists it.")],
+    lineage: Annotated[bool, typer.Option("--lineage", help="Trace it back to its seed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show one crystal: its energies, what it competes with, its structure; with --lineage, where it came from.
+
+    gnome show 3f2a9c0d11e24b7a --lineage
+    """
+    from flows.reports import lineage_rows, products  # noqa: PLC0415
+    from gnome.database.store import Store  # noqa: PLC0415
+
+    with Store.open(Settings().database, read_only=True) as store:
+        stored = store.crystal(crystal_id)
+        chain = lineage_rows(store.lineage(crystal_id)) if lineage else []
+    if as_json:
+        print_json({**stored.row, "structure": stored.crystal.to_dict(), **({"lineage": chain} if lineage else {})})
+        return
+    console = Console()
+    for name, value in stored.row.items():
+        shown = products(stored.row) if name == Quantity.DECOMPOSES_TO else value
+        if shown not in (None, "", {}):
+            console.print(f"[bold]{name:>24}[/bold]  {shown}", highlight=False)
+    lengths = [f"{sum(x * x for x in row) ** 0.5:.4f}" for row in stored.crystal.lattice]
+    console.print(f"[bold]{'cell lengths':>24}[/bold]  {' '.join(lengths)} angstrom", highlight=False)
+    for symbol, coords in zip(stored.crystal.symbols, stored.crystal.frac_coords, strict=True):
+        console.print(f"{symbol:>24}  " + " ".join(f"{x % 1.0:9.5f}" for x in coords), highlight=False)
+    for depth, step in enumerate(chain):
+        made = step.get("made_by")
+        how = f"{made['generator']} {made['parameters']}, seed {made['seed']}" if made else step["source"] or step["origin"]
+        arrow = "" if depth == 0 else "from "
+        console.print(
+            f"{'  ' * depth}{arrow}[bold]{step['reduced_formula']}[/bold] {step['id']} ({step['origin']}): {how}", highlight=False
+        )
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="CIF, POSCAR, extxyz, JSON, CSV, Parquet, or a folder of them.")
+    ],
+    method: Annotated[
+        str, typer.Option(help="Name for the method of energies that come with the files; its own hull is kept under it.")
+    ] = "",
+    evaluator: Annotated[str, typer.Option(help="Relaxes crystals that come without energies.")] = "",
+    report: Annotated[Path | None, typer.Option(help="Write what was refused here, one line each.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Import known crystals: with energies into the hull of their method, without by relaxing them first.
+
+    gnome import mp_entries.json --method mp-2026   |   gnome import my_cifs/ --evaluator chgnet
+    """
+    from flows.importing import import_crystals  # noqa: PLC0415
+    from flows.progress import Bars  # noqa: PLC0415
+    from flows.workspace import open_workspace  # noqa: PLC0415
+
+    settings = Settings()
+    console = Console(stderr=True)
+    with open_workspace(settings, evaluator=evaluator or None, listener=Bars(console)) as workspace:
+        done = import_crystals(workspace, source, method_name=method)
+    lines = [f"{refusal.label}: {refusal.reason}: {refusal.message}" for refusal in done.refused]
+    if report is not None:
+        report.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    if as_json:
+        print_json({"imported": done.n_imported, "known": done.n_known, "refused": lines, "method": done.method})
+        return
+    for line in lines[:20]:
+        console.print(f"refused {line}", highlight=False)
+    if len(lines) > 20:
+        console.print(f"... and {len(lines) - 20} more; --report FILE lists them all", highlight=False)
+    Console().print(
+        f"{done.n_imported} crystals imported under {done.method}, {done.n_known} known already, {len(lines)} refused",
+        highlight=False,
+    )
+
+
+@app.command("export")
+def export_command(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="File ending in .parquet, .csv, .json, .extxyz, or a folder for CIF files.")
+    ],
+    where: Annotated[str, typer.Option("--filter", help="OPTIMADE filter; all crystals when empty.")] = "",
+) -> None:
+    """Write crystals with their energies to a file that other programs read.
+
+    gnome export stable.parquet --filter '_gnome_e_above_hull < 0.001'
+    """
+    from flows.exporting import export_crystals  # noqa: PLC0415
+    from gnome.database.store import Store  # noqa: PLC0415
+
+    with Store.open(Settings().database, read_only=True) as store:
+        n = export_crystals(store, out, where)
+    Console().print(f"{n} crystals written to {out}", highlight=False)

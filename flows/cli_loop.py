@@ -1,0 +1,226 @@
+"""Commands that run the loop: discover, and campaign run | schedule | status | resume."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows.cli import app, print_json
+from flows.settings import RoundSettings, Settings
+
+campaign_app = typer.Typer(help="Run several rounds with learning in between, at once or on a schedule.", no_args_is_help=True)
+app.add_typer(campaign_app, name="campaign")
+
+_DEFAULTS = RoundSettings()
+
+Elements = Annotated[str, typer.Option(help="Only these elements, by commas: Li,O.")]
+Generator = Annotated[str, typer.Option(help="structural, compositional or both.")]
+EvaluatorName = Annotated[str, typer.Option(help="chgnet, emt, gpaw, recorded:FILE ... ; GNOME_EVALUATOR when not given.")]
+Budget = Annotated[int, typer.Option(help="Evaluations in a round.")]
+Candidates = Annotated[int, typer.Option(help="Candidates that the structural pipeline proposes.")]
+Screened = Annotated[int, typer.Option(help="Candidates that get the full filter.")]
+Formulas = Annotated[int, typer.Option(help="Formulas that the compositional pipeline searches.")]
+Seed = Annotated[int, typer.Option(help="The same seed on an empty database gives the same result.")]
+Rounds = Annotated[int, typer.Option(help="Rounds to run.")]
+RetrainAfter = Annotated[int, typer.Option(help="New converged evaluations after which the ensemble learns.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+
+
+def _round_settings(
+    settings: Settings, elements: str, generator: str, evaluator: str, budget: int, candidates: int, screened: int, formulas: int, seed: int
+) -> RoundSettings:  # fmt: skip
+    return RoundSettings(
+        elements=tuple(symbol.strip() for symbol in elements.split(",") if symbol.strip()),
+        generator=generator,
+        evaluator=evaluator or settings.evaluator,
+        budget=budget,
+        n_candidates=candidates,
+        n_screened=screened,
+        n_formulas=formulas,
+        seed=seed,
+    )
+
+
+@app.command()
+def discover(
+    elements: Elements = "",
+    generator: Generator = _DEFAULTS.generator,
+    evaluator: EvaluatorName = "",
+    budget: Budget = _DEFAULTS.budget,
+    candidates: Candidates = _DEFAULTS.n_candidates,
+    screened: Screened = _DEFAULTS.n_screened,
+    formulas: Formulas = _DEFAULTS.n_formulas,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Run one round: propose crystals, filter them, relax the best, and keep what is new.
+
+    gnome discover --elements Li,Fe,O --budget 50
+    """
+    from flows.progress import Bars  # noqa: PLC0415
+    from flows.stages import run_round  # noqa: PLC0415
+    from flows.workspace import open_workspace  # noqa: PLC0415
+
+    settings = Settings()
+    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, formulas, seed)
+    console = Console(stderr=as_json)
+    with open_workspace(settings, evaluator=wanted.evaluator, listener=Bars(console)) as workspace:
+        interrupted = workspace.store.open_round()
+        if interrupted is not None:
+            console.print(
+                f"Going on with round {interrupted.number}, which was interrupted, with the settings it began with.",
+                highlight=False,
+            )
+            workspace = _of_round(workspace, interrupted.settings)
+        record = run_round(workspace, wanted)
+        report_round(workspace.store, record, console, as_json=as_json)
+
+
+def _of_round(workspace: Any, stored: Any) -> Any:
+    """Work with the evaluator that the round began with."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    return replace(workspace, evaluator_name=str(stored["evaluator"]))
+
+
+def report_round(store: Any, record: Any, console: Console, *, as_json: bool) -> None:
+    """Print what a round found."""
+    from flows.reports import discoveries, discovery_table, round_lines, stage_table  # noqa: PLC0415
+
+    rows = discoveries(store, record.number)
+    if as_json:
+        print_json({"round": record.number, "summary": record.summary, "discoveries": rows, "database": store.location})
+        return
+    shown = rows[:25]
+    console.print(discovery_table(shown, f"New crystals of round {record.number} ({len(shown)} of {len(rows)}, deepest first)"))
+    console.print()
+    console.print(stage_table(record.summary))
+    console.print()
+    for line in round_lines(record):
+        console.print(line, highlight=False)
+    console.print(f"Database: {store.location}", highlight=False, soft_wrap=True)
+    example = rows[0]["id"] if rows else "ID"
+    console.print("Next:", highlight=False)
+    for command in (
+        """gnome query 'elements HAS "O" AND _gnome_e_above_hull < 0.05' --format json""",
+        f"gnome show {example} --lineage",
+        "gnome campaign run --rounds 3",
+    ):
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+@campaign_app.command("run")
+def campaign_run(
+    rounds: Rounds = 3,
+    elements: Elements = "",
+    generator: Generator = _DEFAULTS.generator,
+    evaluator: EvaluatorName = "",
+    budget: Budget = _DEFAULTS.budget,
+    candidates: Candidates = _DEFAULTS.n_candidates,
+    screened: Screened = _DEFAULTS.n_screened,
+    formulas: Formulas = _DEFAULTS.n_formulas,
+    seed: Seed = 0,
+    retrain_after: RetrainAfter = 80,
+    plain: Annotated[bool, typer.Option("--plain", help="Without Prefect: no runs to look at, the same result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run rounds one after the other, learning in between.
+
+    gnome campaign run --rounds 3 --budget 50
+    """
+    settings = Settings()
+    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, formulas, seed)
+    _campaign({"rounds": rounds, "retrain_after": retrain_after}, wanted, settings, plain=plain, as_json=as_json, resume=False)
+
+
+@campaign_app.command("resume")
+def campaign_resume(
+    retrain_after: RetrainAfter = 80,
+    plain: Annotated[bool, typer.Option("--plain", help="Without Prefect.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Go on with the campaign that was interrupted, with the settings it began with.
+
+    gnome campaign resume
+    """
+    _campaign(
+        {"rounds": 1, "retrain_after": retrain_after}, RoundSettings(), Settings(), plain=plain, as_json=as_json, resume=True
+    )
+
+
+def _campaign(
+    campaign: dict[str, int], wanted: RoundSettings, settings: Settings, *, plain: bool, as_json: bool, resume: bool
+) -> None:
+    from flows.loop import CampaignSettings, resume_campaign, run_campaign  # noqa: PLC0415
+    from flows.progress import Bars  # noqa: PLC0415
+    from flows.workspace import open_workspace  # noqa: PLC0415
+
+    console = Console(stderr=as_json)
+    limits = CampaignSettings(**campaign)
+    if plain:
+        with open_workspace(settings, evaluator=wanted.evaluator, listener=Bars(console)) as workspace:
+            latest = (
+                workspace.store.open_round() or (workspace.store.rounds() or [None])[-1]
+                if resume
+                else workspace.store.open_round()
+            )
+            workspace = workspace if latest is None else _of_round(workspace, latest.settings)
+            if resume:
+                resume_campaign(workspace, limits)
+            else:
+                run_campaign(workspace, wanted, limits)
+    else:
+        from flows.campaign import run_here  # noqa: PLC0415
+
+        run_here(settings, wanted, limits, resume=resume)
+    _print_status(settings, console, as_json=as_json)
+
+
+@campaign_app.command("status")
+def campaign_status(as_json: Json = False) -> None:
+    """Show every round: evaluations, hit rate, and the error of the ensemble.
+
+    gnome campaign status --json
+    """
+    _print_status(Settings(), Console(), as_json=as_json)
+
+
+def _print_status(settings: Settings, console: Console, *, as_json: bool) -> None:
+    from flows.reports import campaign_rows, campaign_table  # noqa: PLC0415
+    from gnome.database.store import Store  # noqa: PLC0415
+
+    with Store.open(settings.database, read_only=True) as store:
+        rows = campaign_rows(store)
+        location = store.location
+    if as_json:
+        print_json(rows)
+        return
+    console.print(campaign_table(rows))
+    console.print(f"Database: {location}", highlight=False, soft_wrap=True)
+
+
+@campaign_app.command("schedule")
+def campaign_schedule(
+    cron: Annotated[str, typer.Option(help="When to run, as in crontab: '0 3 * * *' is every night at three.")],
+    rounds: Rounds = 1,
+    elements: Elements = "",
+    generator: Generator = _DEFAULTS.generator,
+    evaluator: EvaluatorName = "",
+    budget: Budget = _DEFAULTS.budget,
+    candidates: Candidates = _DEFAULTS.n_candidates,
+    screened: Screened = _DEFAULTS.n_screened,
+    formulas: Formulas = _DEFAULTS.n_formulas,
+    seed: Seed = 0,
+    retrain_after: RetrainAfter = 80,
+    name: Annotated[str, typer.Option(help="Name of the deployment in Prefect.")] = "campaign",
+) -> None:
+    """Serve a Prefect deployment that runs a campaign whenever the schedule says so; Ctrl-C ends it.
+
+    gnome campaign schedule --cron '0 3 * * *'    (with PREFECT_API_URL set to your Prefect server)
+    """
+    from flows.deployments import serve_campaign  # noqa: PLC0415
+    from flows.loop import CampaignSettings  # noqa: PLC0415
+
+    settings = Settings()
+    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, formulas, seed)
+    serve_campaign(settings, wanted, CampaignSettings(rounds=rounds, retrain_after=retrain_after), cron=cron, name=name)

@@ -1,0 +1,144 @@
+"""Commands around models and evaluators: train, predict, evaluate, doctor."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows.cli import app, print_json
+from flows.settings import Settings
+from gnome.errors import InvalidInput
+from gnome.quantities import Quantity
+
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON: a list in the order of the input.")]
+
+
+@app.command("predict")
+def predict_command(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CIF, POSCAR, extxyz, JSON, CSV, Parquet, or folders.")],
+    model: Annotated[Path | None, typer.Option(help="Weights (.safetensors) to use instead of the ensemble in use.")] = None,
+    volumes: Annotated[
+        int, typer.Option(help="Volumes tried between 80 and 120 %, the lowest counts; 1 takes the cell as it is.")
+    ] = 1,
+    as_json: Json = False,
+) -> None:
+    """Predict formation energies of crystals with the structural ensemble.
+
+    gnome predict POSCAR my_cifs/ --json
+    """
+    from flows.predicting import predict_files  # noqa: PLC0415
+
+    rows = predict_files(Settings(), files, model=model, volumes=volumes)
+    if as_json:
+        print_json(rows)
+        return
+    _print_rows(rows, (Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.E_FORM_PER_ATOM, Quantity.SPREAD, Quantity.REFUSED))
+
+
+@app.command("evaluate")
+def evaluate_command(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CIF, POSCAR, extxyz, JSON, CSV, Parquet, or folders.")],
+    evaluator: Annotated[str, typer.Option(help="chgnet, emt, gpaw, recorded:FILE ...")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Write the relaxed crystals here (.extxyz, .json, .parquet or a folder).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Relax crystals with an evaluator; nothing is written to the database.
+
+    gnome evaluate POSCAR --evaluator chgnet --out relaxed.extxyz
+    """
+    from flows.predicting import evaluate_files  # noqa: PLC0415
+    from flows.progress import Bars  # noqa: PLC0415
+
+    settings = Settings()
+    rows = evaluate_files(
+        settings, files, evaluator=evaluator or settings.evaluator, out=out, listener=Bars(Console(stderr=True))
+    )
+    if as_json:
+        print_json(rows)
+        return
+    _print_rows(
+        rows, (Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.ENERGY_PER_ATOM, Quantity.E_FORM_PER_ATOM, Quantity.REFUSED)
+    )
+
+
+def _print_rows(rows: list[dict[str, Any]], names: tuple[Quantity, ...]) -> None:
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in ("input", *names):
+        table.add_column(str(name), overflow="fold")
+    for row in rows:
+        cells = [row["input"], *(row.get(name) for name in names)]
+        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell or "") for cell in cells))
+    Console().print(table)
+
+
+@app.command("train")
+def train_command(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="structural or compositional.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Parquet shards with a column e_form_per_atom.")],
+    out: Annotated[Path, typer.Option(help="Where the weights go; the card is written beside them.")] = Path(
+        "ensemble.safetensors"
+    ),
+    method: Annotated[str, typer.Option(help="Label of the method behind the energies.")] = "",
+    members: Annotated[int, typer.Option(help="Networks in the ensemble.")] = 5,
+    width: Annotated[int, typer.Option(help="Features of nodes, edges and globals.")] = 128,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 60,
+    batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 256,
+    learning_rate: Annotated[float, typer.Option(help="At the start; it falls linearly to zero.")] = 5.55e-4,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train an ensemble; a run that was interrupted goes on when the same command is given again.
+
+    gnome train structural shards/*.parquet --out my.safetensors --method my-pbe
+    """
+    from flows.progress import Bars  # noqa: PLC0415
+    from flows.training import TrainRequest, train_files  # noqa: PLC0415
+
+    request = TrainRequest(
+        kind=kind, files=tuple(files), out=out, method=method, members=members, width=width, epochs=epochs,
+        batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed,
+    )  # fmt: skip
+    card = train_files(request, Bars(Console(stderr=as_json)))
+    if as_json:
+        print_json(card)
+        return
+    console = Console()
+    for name, metrics in card["metrics"].items():
+        mae, rank = metrics["mae"], metrics["spearman"]
+        console.print(
+            f"{name}: n {metrics['n']}, MAE {mae['value']:.4f} [{mae['low']:.4f}, {mae['high']:.4f}] eV/atom, "
+            f"rank correlation {rank['value']:.3f} [{rank['low']:.3f}, {rank['high']:.3f}]",
+            highlight=False,
+        )
+    console.print(f"Weights: {out}", highlight=False)
+
+
+@app.command("doctor")
+def doctor_command(as_json: Json = False) -> None:
+    """Check the installation: versions, device, database, ensembles, evaluators; each OK or what to do.
+
+    gnome doctor
+    """
+    from flows.doctor import examine  # noqa: PLC0415
+
+    try:
+        settings = Settings()
+    except ValueError as error:
+        raise InvalidInput(f"settings cannot be read: {error}") from None
+    findings = examine(settings)
+    if as_json:
+        print_json([vars(finding) for finding in findings])
+    else:
+        console = Console()
+        for finding in findings:
+            mark = "[green]OK[/green]  " if finding.ok else "[red]fix[/red] "
+            advice = f"; {finding.advice}" if finding.advice else ""
+            console.print(f"{mark} {finding.name:<24} {finding.found}{advice}", highlight=False, soft_wrap=True)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,97 @@
+"""`gnome doctor`: looks at everything a round needs, and says of each whether it works or what to do."""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from flows.settings import Settings, shipped_data
+from gnome.errors import GnomeError
+
+PACKAGES = ("gnome-discovery", "torch", "torch-geometric", "pymatgen", "ase", "prefect", "chgnet", "sqlalchemy")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `advice` says what to do when it is not ok."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at versions, device, database, ensembles and evaluators."""
+    findings: list[Finding] = []
+    for check in (_packages, _device, _database, _ensembles, _evaluators, _programs):
+        try:
+            findings += check(settings)
+        except Exception as error:
+            findings.append(Finding(check.__name__.strip("_"), False, f"{type(error).__name__}: {error}", "report this"))
+    return findings
+
+
+def _packages(_: Settings) -> Iterator[Finding]:
+    yield Finding("python", True, platform.python_version())
+    for name in PACKAGES:
+        try:
+            yield Finding(name, True, version(name))
+        except PackageNotFoundError:
+            yield Finding(name, False, "not installed", "install the package again: make discover sets it up")
+
+
+def _device(settings: Settings) -> Iterator[Finding]:
+    import torch  # noqa: PLC0415 - heavy
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    yield Finding("device", True, f"{name}; evaluations use {settings.workers} worker processes")
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    from gnome.database.store import Store  # noqa: PLC0415 - after the packages were looked at
+
+    try:
+        with Store.open(settings.database, read_only=True) as store:
+            counts = store.counts()
+            yield Finding("database", True, f"{store.location}: {counts['crystals']} crystals, {counts['rounds']} rounds")
+            unfinished = store.open_round()
+            if unfinished is not None:
+                yield Finding("round", True, f"round {unfinished.number} is unfinished; gnome discover goes on with it")
+    except GnomeError as error:
+        fresh = "no such" in str(error) or "does not exist" in str(error)
+        advice = "" if fresh else "set GNOME_DATABASE_URL, or mend what is said"
+        yield Finding("database", fresh, "none yet; gnome discover makes it" if fresh else str(error), advice)
+
+
+def _ensembles(_: Settings) -> Iterator[Finding]:
+    from gnome.models.checkpoint import load_ensemble  # noqa: PLC0415 - imports torch
+
+    for kind in ("structural", "compositional"):
+        path = shipped_data() / "ensembles" / f"{kind}.safetensors"
+        try:
+            members, card = load_ensemble(path)
+            yield Finding(f"{kind} ensemble", True, f"{len(members)} members on {card['method']}, {card['sha256'][:16]}")
+        except GnomeError as error:
+            yield Finding(f"{kind} ensemble", False, str(error), "get the file again")
+
+
+def _evaluators(settings: Settings) -> Iterator[Finding]:
+    from dft_stub.registry import make_evaluator  # noqa: PLC0415 - imports CHGNet
+
+    for name in dict.fromkeys(["chgnet", settings.evaluator]):
+        try:
+            evaluator = make_evaluator(name, workers=settings.workers)
+            yield Finding(f"evaluator {name}", True, f"{evaluator.method.label}, {len(evaluator.elements)} elements")
+        except GnomeError as error:
+            yield Finding(f"evaluator {name}", False, str(error), "choose another with GNOME_EVALUATOR")
+
+
+def _programs(_: Settings) -> Iterator[Finding]:
+    from importlib.util import find_spec  # noqa: PLC0415
+
+    from pipelines.buildcell import find_buildcell  # noqa: PLC0415
+
+    found = find_buildcell()
+    yield Finding("buildcell", True, str(found) if found else "not on the PATH; PyXtal makes the random structures")
+    yield Finding("gpaw", True, version("gpaw") if find_spec("gpaw") else "not installed; needed for --evaluator gpaw only")

@@ -1,0 +1,154 @@
+"""Known crystals from files into the database."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
+
+from dft_stub.evaluator import Evaluation
+from flows.assess import crystal_record, update_hull
+from flows.evaluating import answers
+from flows.workspace import Workspace
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.identity import keys_to_search, same_crystal
+from gnome.database.records import CrystalRecord
+from gnome.errors import EvaluatorUnavailable, InvalidInput
+from gnome.stability.method import Method
+from gnome.stability.references import ElementalReferences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What came of an import; `method` labels the hull that the crystals joined."""
+
+    n_imported: int
+    n_known: int
+    refused: tuple[Refusal, ...]
+    method: str
+
+
+def import_crystals(workspace: Workspace, source: Path, *, method_name: str = "") -> Imported:
+    """Import every crystal of a file or folder; what cannot be used is reported, the rest goes in.
+
+    Crystals that all come with energies join the hull of the method named; its elemental references are the lowest entry of each
+    element among them and those imported under it before.  Crystals without energies are relaxed by the workspace's evaluator.
+    """
+    good: list[ReadCrystal] = []
+    refused: list[Refusal] = []
+    for item in read_crystals(source):
+        if isinstance(item, Refusal):
+            refused.append(item)
+        else:
+            good.append(item)
+    with_energy = [item for item in good if item.energy_per_atom is not None]
+    if with_energy and not method_name:
+        raise InvalidInput(f"{source}: {len(with_energy)} crystals come with energies; name their method with --method")
+    if with_energy:
+        refused += [
+            Refusal(label=item.label, reason="no_energy", message="no energy, where others of this import have one")
+            for item in good
+            if item.energy_per_atom is None
+        ]
+        return _import_energies(workspace, with_energy, refused, method_name)
+    return _import_structures(workspace, good, refused)
+
+
+def _import_energies(workspace: Workspace, items: Sequence[ReadCrystal], refused: list[Refusal], name: str) -> Imported:
+    method = Method(code="imported", functional=name)
+    references = _references(workspace, items, method)
+    records = []
+    for item in items:
+        assert item.energy_per_atom is not None  # noqa: S101 - the caller's choice of items
+        try:
+            e_form = references.formation_energy_per_atom(
+                item.crystal.composition, item.energy_per_atom, item.correction_per_atom
+            )
+            records.append(
+                crystal_record(
+                    item.crystal,
+                    method,
+                    e_form_per_atom=e_form,
+                    energy_per_atom=item.energy_per_atom,
+                    correction_per_atom=item.correction_per_atom,
+                    origin="imported",
+                    source=item.label,
+                )
+            )
+        except EvaluatorUnavailable as error:
+            refused.append(Refusal(label=item.label, reason="no_reference", message=str(error)))
+        except InvalidInput as error:
+            refused.append(Refusal(label=item.label, reason="implausible", message=str(error)))
+    n = workspace.store.add_crystals(records)
+    update_hull(workspace.store, method.label)
+    return Imported(n_imported=n, n_known=len(records) - n, refused=tuple(refused), method=method.label)
+
+
+def _references(workspace: Workspace, items: Iterable[ReadCrystal], method: Method) -> ElementalReferences:
+    lowest: dict[int, float] = {}
+    elements = [
+        (stored.crystal, stored.row["energy_per_atom"] + stored.row["correction_per_atom"])
+        for stored in workspace.store.crystals_of(method.label)
+        if stored.row["energy_per_atom"] is not None
+    ]
+    elements += [(item.crystal, (item.energy_per_atom or 0.0) + item.correction_per_atom) for item in items]
+    for crystal, energy in elements:
+        if len(crystal.composition) == 1:
+            (z,) = crystal.composition
+            lowest[z] = min(energy, lowest.get(z, float("inf")))
+    return ElementalReferences(method=method.label, energies=lowest)
+
+
+def _import_structures(workspace: Workspace, items: Sequence[ReadCrystal], refused: list[Refusal]) -> Imported:
+    """Relax and store as answers come, so that an interrupted import goes on where it stopped."""
+    evaluator = workspace.evaluator()
+    method = evaluator.method
+    done = {stored.row["source"] for stored in workspace.store.crystals_of(method.label)}
+    waiting: dict[str, ReadCrystal] = {}
+    n_known = 0
+    for item in items:
+        if _source(item) in done or item.crystal.id in waiting:
+            n_known += 1
+        else:
+            waiting[item.crystal.id] = item
+    n_imported, stored_crystals = 0, []
+    with workspace.listener.stage("relaxing", len(waiting), "crystals") as count:
+        for evaluation in answers(evaluator, {identifier: item.crystal for identifier, item in waiting.items()}):
+            count()
+            item = waiting[evaluation.id]
+            if not evaluation.converged:
+                refused.append(Refusal(label=item.label, reason=str(evaluation.failure), message=evaluation.message))
+            elif _has_twin(workspace, evaluation, method.label):
+                n_known += 1
+            else:
+                record = _imported(evaluation, method, _source(item))
+                n_imported += workspace.store.add_crystals([record])
+                stored_crystals.append(record.crystal)
+    update_hull(workspace.store, method.label, changed=stored_crystals)
+    return Imported(n_imported=n_imported, n_known=n_known, refused=tuple(refused), method=method.label)
+
+
+def _imported(evaluation: Evaluation, method: Method, source: str) -> CrystalRecord:
+    assert evaluation.crystal is not None and evaluation.e_form_per_atom is not None  # noqa: S101, PT018 - it converged
+    return crystal_record(
+        evaluation.crystal,
+        method,
+        e_form_per_atom=evaluation.e_form_per_atom,
+        energy_per_atom=evaluation.energy_per_atom,
+        correction_per_atom=evaluation.correction_per_atom,
+        origin="imported",
+        source=source,
+    )
+
+
+def _source(item: ReadCrystal) -> str:
+    """Name an imported crystal by its file and its content before relaxation."""
+    return f"{item.label} ({item.crystal.id})"
+
+
+def _has_twin(workspace: Workspace, evaluation: Evaluation, method: str) -> bool:
+    crystal: Crystal | None = evaluation.crystal
+    if crystal is None:
+        return False
+    found = workspace.store.crystals_by_fingerprint(keys_to_search(crystal), method)
+    return any(same_crystal(crystal, other.crystal) for others in found.values() for other in others)

@@ -1,0 +1,200 @@
+"""Learning from a round: fine-tune the structural ensemble on everything the evaluator has answered, and promote it if it is not worse.
+
+First form: all crystals of the method (relaxed seeds and discoveries, and the unrelaxed candidates these came from, under the relaxed
+energy) are the training set; the shipped validation set, which no round ever trains on, decides.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flows.settings import shipped_data
+from flows.workspace import Workspace
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.shards import read_shard
+from gnome.database.records import ModelRecord, TrainingRow
+from gnome.errors import InvalidInput
+from gnome.graphs.crystal_graph import PackedGraphs
+from gnome.models.checkpoint import save_ensemble
+from gnome.models.energy_model import EnergyModel
+from gnome.models.ensemble import StructuralEnsemble
+from gnome.models.metrics import bootstrap, mean_absolute_error
+from gnome.models.recipes import EnsembleSettings, train_member
+from gnome.models.training import EpochRecord, Labelled, TrainSettings
+from gnome.quantities import Quantity
+from pipelines.screening import ScreeningSettings, fit_offset, predict_energies
+
+FINE_TUNING = TrainSettings(epochs=8, batch_size=32, learning_rate=2e-4, volume_jitter=0.2, save_every=1)
+VALIDATION_SCALES = ScreeningSettings(n_scales=5, smallest_scale=0.9, largest_scale=1.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retraining:
+    """What a retraining did; errors are those of the filter's prediction on the validation set, eV/atom.
+
+    `error_before` is that of the ensemble in use with its offset, when it was trained on another method.
+    """
+
+    model_id: str
+    parent_id: str
+    promoted: bool
+    n_training: int
+    error_before: float
+    error_after: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain fields, for JSON."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Unrelaxed crystals that ship with the energies of their relaxed states under one method."""
+
+    crystals: list[Crystal]
+    e_form_per_atom: np.ndarray[Any, np.dtype[np.float64]]
+
+
+def load_validation(method: str) -> ValidationSet:
+    """Load the shipped validation set; raises InvalidInput when it is of another method than the hull's."""
+    path = shipped_data() / "validation.parquet"
+    crystals, columns, metadata = read_shard(path)
+    label = metadata.get("method_label")
+    if label != method:
+        raise InvalidInput(
+            f"{path} holds energies of {label}, the hull is of {method}; retraining needs a validation set of its method"
+        )
+    return ValidationSet(crystals, np.array(columns[Quantity.E_FORM_PER_ATOM]))
+
+
+def new_answers(workspace: Workspace, method: str) -> int:
+    """Count the converged evaluations that the ensemble in use has not learnt from."""
+    current = workspace.structural_model()
+    learnt = int(current.card.get("learnt_up_to_round", 0)) if current.method == method else 0
+    return sum(
+        record.converged
+        for done in workspace.store.rounds()
+        if done.number > learnt
+        for record in workspace.store.evaluations_of_round(done.number)
+    )
+
+
+def retrain(
+    workspace: Workspace, method: str, number: int, *, settings: TrainSettings = FINE_TUNING, seed: int = 0
+) -> Retraining:
+    """Fine-tune the ensemble in use after round `number`; a run that was interrupted goes on where it stopped."""
+    current = workspace.structural_model()
+    validation = load_validation(method)
+    rows = list(workspace.store.training_rows(method))
+    crystals, targets = training_examples(rows, current.elements)
+    pack = PackedGraphs.from_crystals(crystals, current.members[0].settings.cutoff)
+    train = Labelled(pack, torch.tensor(targets, dtype=torch.float32))
+    folder = workspace.settings.data_folder / "models" / f"round{number}"
+    recipe = EnsembleSettings(
+        network=current.members[0].settings, train=replace(settings, seed=seed + 100 * number), members=len(current.members)
+    )
+    nothing = Labelled(PackedGraphs.from_graphs([]), torch.zeros(0))
+    with workspace.listener.stage("retraining", recipe.members * settings.epochs, "epochs") as count:
+
+        def on_epoch(_member: int, _record: EpochRecord) -> None:
+            count()
+
+        members = [
+            train_member(i, recipe, train, nothing, initial=current.members[i], state_folder=folder, on_epoch=on_epoch)
+            for i in range(recipe.members)
+        ]
+    card = {
+        **{key: current.card[key] for key in ("licences", "split") if key in current.card},
+        "method": method,
+        "elements": sorted(current.elements & set().union(*(crystal.composition for crystal in crystals))),
+        "parent": current.model_id,
+        "learnt_up_to_round": number,
+        "trained_on": f"fine-tuned from {current.model_id} on {len(crystals)} crystals of {method} up to round {number}",
+    }
+    path = folder / "structural.safetensors"
+    saved = save_ensemble(path, members, card)
+    return _judge(workspace, path, saved, current, validation, rows, number)
+
+
+def training_examples(rows: list[TrainingRow], elements: frozenset[int]) -> tuple[list[Crystal], list[float]]:
+    """Relaxed crystals, and what they were relaxed from, each with the relaxed energy; those with other elements are left out."""
+    crystals, targets = [], []
+    for row in rows:
+        if not set(row.crystal.composition) <= elements:
+            continue
+        for crystal in (row.crystal, row.unrelaxed):
+            if crystal is not None:
+                crystals.append(crystal)
+                targets.append(row.e_form_per_atom)
+    return crystals, targets
+
+
+def validation_error(
+    model: EnergyModel, validation: ValidationSet, correction: Callable[[dict[int, int]], float] | None = None
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Absolute errors (n,) of the filter's predictions on the validation set, eV/atom; crystals with unknown elements count as 1 eV/atom off."""
+    known = np.array([set(crystal.composition) <= model.elements for crystal in validation.crystals])
+    errors = np.ones(len(known))
+    crystals = [crystal for crystal, ok in zip(validation.crystals, known, strict=True) if ok]
+    predicted = predict_energies(model, crystals, VALIDATION_SCALES).e_form_per_atom
+    if correction is not None:
+        predicted = predicted + np.array([correction(crystal.composition) for crystal in crystals])
+    errors[known] = np.abs(predicted - validation.e_form_per_atom[known])
+    return errors
+
+
+def current_error(workspace: Workspace, model: StructuralEnsemble, method: str, validation: ValidationSet) -> float:
+    """Mean absolute error of an ensemble as screening uses it, with its offset where it was trained on another method."""
+    correction = None
+    if model.method != method:
+        rows = list(workspace.store.training_rows(method))
+        offset = fit_offset(
+            model, [row.crystal for row in rows], [row.e_form_per_atom for row in rows], method=method, settings=VALIDATION_SCALES
+        )
+        correction = offset.correction
+    return float(validation_error(model, validation, correction).mean())
+
+
+def _judge(
+    workspace: Workspace,
+    path: Path,
+    card: dict[str, Any],
+    current: StructuralEnsemble,
+    validation: ValidationSet,
+    rows: list[TrainingRow],
+    number: int,
+) -> Retraining:
+    """Compare old and new on the validation set, register the new one, and promote it if it is not worse."""
+    method = str(card["method"])
+    before = current_error(workspace, current, method, validation)
+    errors = validation_error(StructuralEnsemble.load(path), validation)
+    interval = bootstrap(mean_absolute_error, errors, np.zeros(len(errors)))
+    metrics = {"validation_mae": vars(interval), "validation_mae_before": before, "n_validation": len(errors)}
+    record = ModelRecord(
+        id=card["sha256"][:16],
+        kind="structural",
+        path=str(path),
+        sha256=card["sha256"],
+        card=card,
+        metrics=metrics,
+        parent_id=current.model_id,
+        round=number,
+    )
+    workspace.store.add_model(record)
+    promoted = interval.value <= before
+    if promoted:
+        workspace.store.promote_model(record.id)
+    else:
+        workspace.store.retire_model(record.id)
+    return Retraining(
+        model_id=record.id,
+        parent_id=current.model_id,
+        promoted=promoted,
+        n_training=len(rows),
+        error_before=before,
+        error_after=interval.value,
+    )

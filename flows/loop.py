@@ -1,0 +1,72 @@
+"""A campaign as plain Python: rounds, and after those with enough new answers a retraining."""
+
+from dataclasses import dataclass
+
+from flows.learning import new_answers
+from flows.settings import RoundSettings
+from flows.stages import ShardRunner, round_method, round_settings, run_round, run_shard
+from flows.workspace import Workspace
+from gnome.database.leases import hold_round
+from gnome.database.records import RoundRecord
+from gnome.errors import InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampaignSettings:
+    """`rounds` to run; the ensemble learns once `retrain_after` converged evaluations are new to it."""
+
+    rounds: int = 3
+    retrain_after: int = 80
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        if self.rounds < 1 or self.retrain_after < 1:
+            raise InvalidInput(f"rounds is {self.rounds} and retrain_after {self.retrain_after}, expected 1 or more")
+
+
+def run_campaign(
+    workspace: Workspace, settings: RoundSettings, campaign: CampaignSettings, *, run: ShardRunner = run_shard
+) -> list[RoundRecord]:
+    """Run rounds and retrainings; a round that was interrupted is finished first and counts as one of them."""
+    finished = [record.number for record in workspace.store.rounds() if record.state != "running"]
+    last = max(finished, default=0) + campaign.rounds
+    return _until(workspace, settings, campaign, last, run)
+
+
+def resume_campaign(workspace: Workspace, campaign: CampaignSettings, *, run: ShardRunner = run_shard) -> list[RoundRecord]:
+    """Go on with the campaign that the last round belongs to, with that round's settings.
+
+    Raises InvalidInput when there is nothing to go on with.
+    """
+    rounds = workspace.store.rounds()
+    if not rounds:
+        raise InvalidInput(f"{workspace.store.location} has no round; start with `gnome campaign run`")
+    latest = rounds[-1]
+    last = latest.settings.get("campaign_until") or latest.number
+    return _until(workspace, round_settings(workspace, latest.number), campaign, last, run)
+
+
+def _until(
+    workspace: Workspace, settings: RoundSettings, campaign: CampaignSettings, last: int, run: ShardRunner
+) -> list[RoundRecord]:
+    done: list[RoundRecord] = []
+    rounds = workspace.store.rounds()
+    if rounds and rounds[-1].state == "finished":
+        _learn(workspace, rounds[-1].number, campaign, run)
+    while not rounds or rounds[-1].number < last or rounds[-1].state == "running":
+        record = run_round(workspace, settings, run=run, campaign_until=last)
+        done.append(record)
+        _learn(workspace, record.number, campaign, run)
+        rounds = workspace.store.rounds()
+    return done
+
+
+def _learn(workspace: Workspace, number: int, campaign: CampaignSettings, run: ShardRunner) -> None:
+    """Retrain after a round if there is enough to learn and this was not done."""
+    begun = workspace.ledger.find(number, "retrain", 0)
+    if begun is not None and begun.state == "done":
+        return
+    if begun is None and new_answers(workspace, round_method(workspace, number)) < campaign.retrain_after:
+        return
+    with hold_round(workspace.store):
+        run(workspace, number, "retrain", 0)

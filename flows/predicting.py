@@ -1,0 +1,118 @@
+"""Files in, predictions or evaluations out, one row an input in its order; what is refused says why."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from dft_stub.registry import make_evaluator
+from gnome.crystals.formats import Refusal, read_crystals, write_crystals
+
+from flows.evaluating import answers
+from flows.progress import Listener
+from flows.settings import Settings, shipped_data
+from flows.workspace import Workspace
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.elements import SYMBOLS
+from gnome.crystals.shards import write_shard
+from gnome.database.store import Store
+from gnome.errors import DatabaseUnavailable
+from gnome.models.ensemble import StructuralEnsemble
+from gnome.quantities import Quantity
+from pipelines.screening import ScreeningSettings, predict_energies
+
+Row = dict[str, Any]
+
+
+def read_rows(files: Sequence[Path]) -> tuple[list[Row], list[tuple[Row, Crystal]]]:
+    """Read every input into a row; the second list pairs rows with the crystals that could be read."""
+    rows: list[Row] = []
+    usable: list[tuple[Row, Crystal]] = []
+    for path in files:
+        for item in read_crystals(path):
+            row: Row = {"input": item.label}
+            rows.append(row)
+            if isinstance(item, Refusal):
+                row[Quantity.REFUSED] = f"{item.reason}: {item.message}"
+            else:
+                row |= {
+                    Quantity.ID: item.crystal.id,
+                    Quantity.REDUCED_FORMULA: item.crystal.reduced_formula,
+                    Quantity.REFUSED: None,
+                }
+                usable.append((row, item.crystal))
+    return rows, usable
+
+
+def predict_files(settings: Settings, files: Sequence[Path], *, model: Path | None, volumes: int) -> list[Row]:
+    """Predict every crystal of the files under the method of the model's labels."""
+    ensemble = StructuralEnsemble.load(model or current_weights(settings))
+    rows, usable = read_rows(files)
+    known = []
+    for row, crystal in usable:
+        if lacking := sorted(set(crystal.composition) - ensemble.elements):
+            row[Quantity.REFUSED] = (
+                f"unsupported_element: the ensemble was not trained on {', '.join(SYMBOLS[z] for z in lacking)}"
+            )
+        else:
+            known.append((row, crystal))
+    if volumes == 1:
+        scales = ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0)
+    else:
+        scales = ScreeningSettings(n_scales=volumes)
+    energies = predict_energies(ensemble, [crystal for _, crystal in known], scales)
+    for i, (row, _) in enumerate(known):
+        row[Quantity.E_FORM_PER_ATOM] = float(energies.e_form_per_atom[i])
+        row[Quantity.SPREAD] = float(energies.spread[i])
+        row[Quantity.VOLUME_SCALE] = float(energies.volume_scale[i])
+        row[Quantity.METHOD] = ensemble.method
+        row["model"] = ensemble.model_id
+    return rows
+
+
+def current_weights(settings: Settings) -> Path:
+    """Weights of the structural ensemble in use; the shipped ones where there is no database."""
+    try:
+        opened = Store.open(settings.database, read_only=True)
+    except DatabaseUnavailable:
+        opened = None
+    with opened if opened is not None else nullcontext():
+        record = opened.current_model("structural") if opened is not None else None
+        if opened is None or record is None:
+            return shipped_data() / "ensembles" / "structural.safetensors"
+        return Workspace(opened, settings, settings.evaluator).model_path(record)
+
+
+def evaluate_files(
+    settings: Settings, files: Sequence[Path], *, evaluator: str, out: Path | None, listener: Listener
+) -> list[Row]:
+    """Relax every crystal of the files."""
+    runner = make_evaluator(evaluator, workers=settings.workers)
+    rows, usable = read_rows(files)
+    waiting = {f"{i}": crystal for i, (_, crystal) in enumerate(usable)}
+    relaxed: dict[int, Crystal] = {}
+    with listener.stage("evaluating", len(waiting), "crystals") as count:
+        for evaluation in answers(runner, waiting):
+            count()
+            row, _ = usable[int(evaluation.id)]
+            row |= {
+                Quantity.METHOD: evaluation.method.label,
+                Quantity.ENERGY_PER_ATOM: evaluation.energy_per_atom,
+                Quantity.E_FORM_PER_ATOM: evaluation.e_form_per_atom,
+                "converged": evaluation.converged,
+                "n_steps": evaluation.n_steps,
+            }
+            if evaluation.crystal is not None and evaluation.converged:
+                relaxed[int(evaluation.id)] = evaluation.crystal
+                row["crystal"] = evaluation.crystal.to_dict()
+            if evaluation.failure is not None:
+                row[Quantity.REFUSED] = f"{evaluation.failure}: {evaluation.message}"
+    if out is not None and relaxed:
+        order = sorted(relaxed)
+        columns = {
+            str(name): [usable[i][0][name] for i in order]
+            for name in (Quantity.ENERGY_PER_ATOM, Quantity.E_FORM_PER_ATOM, "input")
+        }
+        write = write_shard if out.suffix == ".parquet" else write_crystals
+        write(out, [relaxed[i] for i in order], columns)
+    return rows

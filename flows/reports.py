@@ -1,0 +1,193 @@
+"""What people see of a round, a campaign and a crystal: rows first, tables of them second.
+
+Nothing here needs a model, an evaluator or Prefect, so queries stay quick.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from gnome.database.query import query
+from gnome.database.records import Ancestor, RoundRecord
+from gnome.database.store import Store
+from gnome.quantities import Quantity
+
+HULL_NOTE = (
+    "'stable' is said against the phases in this database under this method alone; the shipped seeds are a few hundred, so import "
+    "the Materials Project before you believe a discovery"
+)
+
+
+def discoveries(store: Store, number: int, *, limit: int | None = None) -> list[dict[str, Any]]:
+    """New crystals of a round, the deepest below or nearest to the hull first; parents by formula."""
+    rows = query(store, f"_gnome_round = {number}", sort=Quantity.DECOMPOSITION_ENERGY, limit=limit)
+    parents = store.crystals_by_id({row[Quantity.PARENT] for row in rows if row[Quantity.PARENT]})
+    for row in rows:
+        found = parents.get(row[Quantity.PARENT] or "")
+        row["parent_formula"] = found[0].row[Quantity.REDUCED_FORMULA] if found else ""
+    return rows
+
+
+def products(row: Mapping[str, Any]) -> str:
+    """Spell what a crystal competes with, for example `0.67 Li2O + 0.33 FeO`."""
+    shares = row.get(Quantity.DECOMPOSES_TO) or ()
+    return " + ".join(f"{share['fraction']:.2f} {share['reduced_formula']}" for share in shares)
+
+
+def discovery_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """One line a crystal."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name, justify in (
+        ("id", "left"), ("formula", "left"), ("prototype", "left"), ("space group", "right"), ("e_form eV/atom", "right"),
+        ("e_above_hull", "right"), ("parent", "left"), ("competes with", "left"),
+    ):  # fmt: skip
+        table.add_column(name, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(
+            str(row[Quantity.ID]),
+            str(row[Quantity.REDUCED_FORMULA]),
+            str(row[Quantity.PROTOSTRUCTURE] or "").split(":", 1)[0],
+            str(row[Quantity.SPACE_GROUP_NUMBER] or ""),
+            _number(row[Quantity.E_FORM_PER_ATOM]),
+            _number(row[Quantity.E_ABOVE_HULL]),
+            str(row.get("parent_formula") or row.get(Quantity.PARENT) or ""),
+            products(row),
+        )
+    return table
+
+
+def stage_table(summary: Mapping[str, Any]) -> Table:
+    """Seconds by stage."""
+    table = Table(title="Cost of each stage", title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    for stage, seconds in summary["seconds"].items():
+        table.add_row(stage, f"{seconds:.1f}")
+    table.add_row("all", f"{sum(summary['seconds'].values()):.1f}")
+    return table
+
+
+def round_lines(record: RoundRecord) -> list[str]:
+    """The round in a few sentences."""
+    summary = record.summary or {}
+    n = summary["n_evaluated"]
+    failures = ", ".join(f"{count} {reason}" for reason, count in summary["failures"].items())
+    rate = "no evaluation" if summary["hit_rate"] is None else f"{summary['hit_rate']:.0%}"
+    lines = [
+        f"Round {record.number}: {summary['n_candidates']} candidates proposed, {summary['n_screened']} given the full filter, "
+        f"{n} evaluated.",
+        f"Hit rate {rate}: {summary['n_hits']} of {n} evaluations converged to a new crystal within 1 meV/atom of the hull "
+        f"before the round, or below it ({summary['n_converged']} converged, {summary['n_novel']} of them new"
+        + (f"; failures: {failures})." if failures else ")."),
+    ]
+    if summary["offset_note"]:
+        lines.append(f"Filter: {summary['offset_note']}.")
+    return [*lines, f"Note: {HULL_NOTE}."]
+
+
+def campaign_rows(store: Store) -> list[dict[str, Any]]:
+    """One row a round: what it evaluated, its hit rate, and the error of the ensemble after it."""
+    models = {model.round: model for model in store.model_history("structural") if model.round is not None}
+    rows = []
+    for record in store.rounds():
+        summary = record.summary or {}
+        model = models.get(record.number)
+        rows.append(
+            {
+                "round": record.number,
+                "state": record.state,
+                "n_candidates": summary.get("n_candidates"),
+                "n_evaluated": summary.get("n_evaluated"),
+                "n_hits": summary.get("n_hits"),
+                "hit_rate": summary.get("hit_rate"),
+                "model": record.settings.get("model"),
+                "error_before": model.metrics.get("validation_mae_before") if model else None,
+                "error_after": model.metrics["validation_mae"]["value"] if model else None,
+                "retrained": model.id if model else None,
+                "promoted": model.status != "retired" or _succeeded(models.values(), model.id) if model else None,
+            }
+        )
+    return rows
+
+
+def campaign_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Hit rate and model error by round."""
+    table = Table(title="Rounds", title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name in (
+        "round",
+        "state",
+        "candidates",
+        "evaluated",
+        "hits",
+        "hit rate",
+        "model",
+        "retrained after",
+        "error before",
+        "error after",
+    ):
+        table.add_column(name, justify="left" if name in {"state", "model", "retrained after"} else "right")
+    for row in rows:
+        verdict = (
+            "" if row["retrained"] is None else f"{row['retrained']} ({'promoted' if row['promoted'] else 'kept the old one'})"
+        )
+        table.add_row(
+            str(row["round"]),
+            row["state"],
+            str(row["n_candidates"] or ""),
+            str(row["n_evaluated"] or ""),
+            "" if row["n_hits"] is None else str(row["n_hits"]),
+            "" if row["hit_rate"] is None else f"{row['hit_rate']:.0%}",
+            str(row["model"] or ""),
+            verdict,
+            _number(row["error_before"]),
+            _number(row["error_after"]),
+        )
+    return table
+
+
+def lineage_rows(chain: Sequence[Ancestor]) -> list[dict[str, Any]]:
+    """One row a step from a crystal down to the seed it came from."""
+    rows = []
+    for step in chain:
+        row = step.crystal.row
+        found: dict[str, Any] = {
+            name: row[name]
+            for name in (
+                Quantity.ID,
+                Quantity.REDUCED_FORMULA,
+                Quantity.ORIGIN,
+                Quantity.ROUND,
+                Quantity.E_FORM_PER_ATOM,
+                "source",
+            )
+        }
+        if step.candidate is not None:
+            found["made_by"] = {
+                "candidate": step.candidate.id,
+                Quantity.GENERATOR: step.candidate.generator,
+                Quantity.PARENT: step.candidate.parent_id,
+                "parameters": dict(step.candidate.parameters),
+                "seed": step.candidate.seed,
+            }
+            found["predictions"] = [dict(vars(prediction)) for prediction in step.predictions]
+            found["evaluations"] = [
+                {
+                    "method": record.method.label,
+                    "converged": record.converged,
+                    "n_steps": record.n_steps,
+                    "cost_seconds": record.cost_seconds,
+                }
+                for record in step.evaluations
+            ]
+        rows.append(found)
+    return rows
+
+
+def _succeeded(models: Iterable[Any], model_id: str) -> bool:
+    """Say whether a later model was made from this one, so that it was in use once."""
+    return any(model.parent_id == model_id for model in models)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,107 @@
+"""Settings: of this installation (environment variables `GNOME_...`, a `gnome.toml`), and of one round.
+
+`GNOME_DATABASE_URL` names the database; models and reports of its rounds lie in `GNOME_FOLDER`, by default beside it.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from platformdirs import user_data_path
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from gnome.errors import InvalidInput
+
+GENERATORS = ("structural", "compositional", "both")
+
+
+class Settings(BaseSettings):
+    """What one installation needs to know; each field is `GNOME_` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="GNOME_", toml_file="gnome.toml", extra="forbid")
+
+    database_url: str = ""
+    folder: Path | None = None
+    evaluator: str = "chgnet"
+    workers: int = 2
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Options first, then the environment, then `gnome.toml` in the working folder."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def database(self) -> str:
+        """URL of the database; by default a SQLite file in the user's data folder."""
+        return self.database_url or f"sqlite:///{user_data_path('gnome') / 'gnome.db'}"
+
+    @property
+    def data_folder(self) -> Path:
+        """Where models and reports are kept: `folder`, else the folder of the SQLite file, else the user's data folder."""
+        if self.folder is not None:
+            return self.folder
+        if self.database.startswith("sqlite:///"):
+            return Path(self.database.removeprefix("sqlite:///").split("?")[0]).parent
+        return user_data_path("gnome")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundSettings:
+    """What one round does; kept with the round, so that an interrupted one goes on as it began.
+
+    `elements`: symbols that candidates may consist of; all when empty.  `n_candidates` are proposed, the best `n_screened` of a
+    first look get the full filter, `budget` of them are evaluated.  Limits count attempts, never seconds.
+    `n_formulas` and `structures_per_formula` are the compositional pipeline's.  `max_atoms` bounds a candidate's cell.
+    """
+
+    generator: str = "structural"
+    elements: tuple[str, ...] = ()
+    evaluator: str = "chgnet"
+    n_candidates: int = 6000
+    n_screened: int = 800
+    budget: int = 60
+    seed: int = 0
+    n_scales: int = 20
+    first_look_scales: int = 3
+    max_atoms: int = 20
+    n_formulas: int = 30
+    structures_per_formula: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse what no round can do."""
+        if self.generator not in GENERATORS:
+            raise InvalidInput(f"generator {self.generator!r}, expected one of {', '.join(GENERATORS)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, "int") and field.name != "seed" and value < 1:
+                raise InvalidInput(f"{field.name} is {value}, expected 1 or more")
+
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """The pipelines that propose."""
+        return ("structural", "compositional") if self.generator == "both" else (self.generator,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain fields, for JSON."""
+        return {**asdict(self), "elements": list(self.elements)}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Self:
+        """Rebuild what `to_dict` gave."""
+        return cls(**{**stored, "elements": tuple(stored["elements"])})
+
+
+def shipped_data() -> Path:
+    """Folder of what ships: seeds, references, validation set, ensembles."""
+    here = Path(__file__).resolve().parent.parent
+    for folder in (here / "gnome" / "_shipped", here / "data"):
+        if (folder / "ensembles").is_dir():
+            return folder
+    raise InvalidInput(f"the shipped data were not found beside {here}; install the package again")

@@ -1,0 +1,323 @@
+"""The round as plain Python: seven stages, each resumable, each a function of (workspace, round).
+
+    propose -> calibrate -> look -> screen -> select -> evaluate -> assess
+
+A stage is cut into shards that the ledger keeps; what a shard writes is inserted idempotently and depends only on the database as it stood
+before the stage, so a round that was killed anywhere ends with the tables of an unbroken one.  Prefect is not needed here.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from flows.assess import assess, is_hit, update_hull
+from flows.evaluating import evaluate_crystals
+from flows.learning import retrain
+from flows.proposing import allowed_elements, candidates_of, propose_compositional, propose_structural
+from flows.records import candidate_from, prediction_from, prediction_record
+from flows.seeding import seed_if_empty
+from flows.settings import RoundSettings
+from flows.workspace import Workspace
+from gnome.database.leases import hold_round
+from gnome.database.records import RoundRecord
+from gnome.errors import RoundBusy
+from gnome.models.ensemble import StructuralEnsemble
+from pipelines.candidate import Candidate
+from pipelines.offset import Offset
+from pipelines.screening import Prediction, ScreeningSettings, fit_offset, screen
+from pipelines.selection import Selected, select
+
+STAGES: Final = ("propose", "calibrate", "look", "screen", "select", "evaluate", "assess")
+LOOK_SHARD: Final = 1000
+SCREEN_SHARD: Final = 100
+EVALUATE_SHARD: Final = 100
+
+Result = dict[str, Any]
+ShardRunner = Callable[[Workspace, int, str, int], Result]
+
+
+def run_round(
+    workspace: Workspace, settings: RoundSettings, *, run: ShardRunner | None = None, campaign_until: int | None = None
+) -> RoundRecord:
+    """Run the next round, or go on with the one that was interrupted (with its own settings).
+
+    `run` runs one shard; by default in this process.  `campaign_until` is kept with a new round: the last round of its campaign.
+    Raises RoundBusy when another process runs a round on this database.
+    """
+    run = run or run_shard
+    with hold_round(workspace.store):
+        record = workspace.store.open_round() or begin_round(workspace, settings, campaign_until=campaign_until)
+        for stage in STAGES:
+            for shard in range(n_shards(workspace, record.number, stage)):
+                run(workspace, record.number, stage, shard)
+        return finish_round(workspace, record.number)
+
+
+def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign_until: int | None = None) -> RoundRecord:
+    """Start a round after checking that its elements and evaluator can be served."""
+    seed_if_empty(workspace)
+    workspace.register_shipped_models()
+    method = workspace.evaluator().method
+    workspace.store.add_method(method)
+    model, hull = workspace.structural_model(), workspace.hull(method.label)
+    allowed_elements(settings, model.elements, hull.elements, workspace.evaluator().elements)
+    kept = {"method": method.label, "model": model.model_id, "campaign_until": campaign_until}
+    return workspace.store.start_round({**settings.to_dict(), **kept}, settings.seed)
+
+
+def n_shards(workspace: Workspace, number: int, stage: str) -> int:
+    """Shards of a stage, known once the stages before it are done."""
+    settings = round_settings(workspace, number)
+    match stage:
+        case "propose":
+            return len(settings.pipelines)
+        case "look":
+            return _pieces(len(workspace.store.candidate_ids_of_round(number)), LOOK_SHARD)
+        case "screen":
+            return _pieces(len(looked_best(workspace, number)), SCREEN_SHARD)
+        case "evaluate":
+            return _pieces(len(chosen(workspace, number)), EVALUATE_SHARD)
+        case _:
+            return 1
+
+
+def run_shard(workspace: Workspace, number: int, stage: str, shard: int) -> Result:
+    """Run one shard unless it is done; returns its result, which the ledger keeps.
+
+    Raises RoundBusy when another living process is at it.
+    """
+    ledger = workspace.ledger
+    attempt = ledger.claim(number, stage, shard)
+    if attempt is None:
+        if ledger.state(number, stage, shard) == "done":
+            return dict(ledger.result(number, stage, shard) or {})
+        raise RoundBusy(f"shard {shard} of {stage} in round {number} is being worked on by another process")
+    begin = time.perf_counter()
+    try:
+        result = _WORK[stage](workspace, number, shard)
+    except Exception as error:
+        ledger.fail(number, stage, shard, attempt, f"{type(error).__name__}: {error}")
+        raise
+    result["seconds"] = round(time.perf_counter() - begin, 3)
+    ledger.complete(number, stage, shard, attempt, result)
+    return result
+
+
+def finish_round(workspace: Workspace, number: int) -> RoundRecord:
+    """Close a round with its summary."""
+    return workspace.store.finish_round(number, summarize(workspace, number))
+
+
+def summarize(workspace: Workspace, number: int) -> Result:
+    """Counts, hit rate, failures, and seconds by stage."""
+    seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+    for shard in workspace.ledger.shards(number):
+        seconds[shard.stage] = round(seconds.get(shard.stage, 0.0) + (shard.result or {}).get("seconds", 0.0), 3)
+    evaluations = workspace.store.evaluations_of_round(number)
+    hits = [record for record in evaluations if is_hit(record)]
+    return {
+        "n_candidates": len(workspace.store.candidate_ids_of_round(number)),
+        "n_screened": len(workspace.store.predictions_of_round(number)),
+        "n_evaluated": len(evaluations),
+        "n_converged": sum(record.converged for record in evaluations),
+        "n_novel": sum(bool(record.novel) for record in evaluations),
+        "n_hits": len(hits),
+        "hit_rate": len(hits) / len(evaluations) if evaluations else None,
+        "failures": workspace.store.failures_of_round(number),
+        "seconds": seconds,
+        "cost_seconds": round(sum(record.cost_seconds for record in evaluations), 1),
+        "offset_note": (workspace.ledger.result(number, "calibrate") or {}).get("note", ""),
+    }
+
+
+def round_settings(workspace: Workspace, number: int) -> RoundSettings:
+    """Settings that the round began with."""
+    stored = dict(workspace.store.round(number).settings)
+    return RoundSettings.from_dict(
+        {name: value for name, value in stored.items() if name not in {"method", "model", "campaign_until"}}
+    )
+
+
+def round_method(workspace: Workspace, number: int) -> str:
+    """Label of the method whose hull the round works on."""
+    return str(workspace.store.round(number).settings["method"])
+
+
+def _propose(workspace: Workspace, number: int, shard: int) -> Result:
+    settings = round_settings(workspace, number)
+    hull = workspace.hull(round_method(workspace, number), before_round=number)
+    model = workspace.structural_model()
+    elements = allowed_elements(settings, model.elements, hull.elements, workspace.evaluator().elements)
+    propose = {"structural": propose_structural, "compositional": propose_compositional}[settings.pipelines[shard]]
+    return dict(propose(workspace, number, settings, hull, elements))
+
+
+def _calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
+    """Fit the offset from the model's method to the hull's on the crystals known before the round."""
+    method = round_method(workspace, number)
+    model = workspace.structural_model()
+    if model.method == method:
+        return {"offset": None, "note": ""}
+    known = [stored for stored in workspace.store.crystals_of(method) if (stored.row["round"] or 0) < number]
+    known = [stored for stored in known if stored.crystal.n_atoms <= round_settings(workspace, number).max_atoms]
+    chosen = known[:: max(1, len(known) // MAX_CALIBRATION)]
+    with workspace.listener.stage("calibrating the ensemble", 1, "fit") as count:
+        offset = fit_offset(
+            model,
+            [stored.crystal for stored in chosen],
+            [float(stored.row["e_form_per_atom"]) for stored in chosen],
+            method=method,
+            settings=full_filter(round_settings(workspace, number)),
+        )
+        count()
+    return {"offset": offset.to_dict(), "note": offset.note}
+
+
+MAX_CALIBRATION: Final = 500
+"""Crystals that the offset is fitted on, at most about twice as many."""
+
+
+def full_filter(settings: RoundSettings) -> ScreeningSettings:
+    """All members at all volumes."""
+    return ScreeningSettings(n_scales=settings.n_scales)
+
+
+def first_look(settings: RoundSettings) -> ScreeningSettings:
+    """Few volumes nearer to the guess; one member looks."""
+    return ScreeningSettings(n_scales=settings.first_look_scales, smallest_scale=0.9, largest_scale=1.1)
+
+
+def offset_of(workspace: Workspace, number: int) -> Offset | None:
+    """The offset that the round's screening uses."""
+    stored = workspace.ledger.result(number, "calibrate") or {}
+    return Offset.from_dict(stored["offset"]) if stored.get("offset") else None
+
+
+def _look(workspace: Workspace, number: int, shard: int) -> Result:
+    """Take a cheap first look at a thousand candidates: one member of the ensemble, few volumes."""
+    ids = workspace.store.candidate_ids_of_round(number)[shard * LOOK_SHARD : (shard + 1) * LOOK_SHARD]
+    ensemble = workspace.structural_model()
+    model = StructuralEnsemble(ensemble.members[:1], ensemble.card)
+    candidates = _load(workspace, ids)
+    predictions, refusals = _screen(
+        workspace, number, candidates, model, first_look(round_settings(workspace, number)), "first look"
+    )
+    ranked = sorted((round(p.decomposition_energy, 6), p.candidate_id) for p in predictions)
+    return {"ranked": ranked, "refused": refusals}
+
+
+def looked_best(workspace: Workspace, number: int) -> list[str]:
+    """Ids that get the full filter: the best of the first look, by id within equals."""
+    settings = round_settings(workspace, number)
+    ranked = [tuple(pair) for shard in workspace.ledger.shards(number, "look") for pair in (shard.result or {}).get("ranked", ())]
+    return [identifier for _, identifier in sorted(ranked)[: settings.n_screened]]
+
+
+def _screen_shard(workspace: Workspace, number: int, shard: int) -> Result:
+    """Give a hundred candidates the full filter."""
+    ids = looked_best(workspace, number)[shard * SCREEN_SHARD : (shard + 1) * SCREEN_SHARD]
+    model = workspace.structural_model()
+    predictions, refusals = _screen(
+        workspace, number, _load(workspace, ids), model, full_filter(round_settings(workspace, number)), "screening"
+    )
+    workspace.store.add_predictions([prediction_record(prediction) for prediction in predictions])
+    return {"n": len(predictions), "refused": refusals, "method": predictions[0].method if predictions else ""}
+
+
+def _screen(
+    workspace: Workspace,
+    number: int,
+    candidates: Sequence[Candidate],
+    model: StructuralEnsemble,
+    settings: ScreeningSettings,
+    name: str,
+) -> tuple[list[Prediction], dict[str, int]]:
+    hull = workspace.hull(round_method(workspace, number), before_round=number)
+    offset = offset_of(workspace, number)
+    predictions: list[Prediction] = []
+    refusals: dict[str, int] = {}
+    with workspace.listener.stage(name, len(candidates), "candidates") as count:
+        for piece in np.array_split(np.arange(len(candidates)), _pieces(len(candidates), 50)):
+            screening = screen([candidates[i] for i in piece], model, hull, settings, offset)
+            predictions += screening.predictions
+            for refusal in screening.refusals:
+                refusals[refusal.reason] = refusals.get(refusal.reason, 0) + 1
+            count(len(piece))
+    return predictions, refusals
+
+
+def _select(workspace: Workspace, number: int, _shard: int) -> Result:
+    """Spend the budget: one structure a composition; where compositions are fewer than the budget, their next best follow."""
+    settings = round_settings(workspace, number)
+    remaining = workspace.store.predictions_of_round(number)
+    candidates = {
+        record.id: candidate_from(record) for record in workspace.store.candidates(p.candidate_id for p in remaining).values()
+    }
+    predictions = [prediction_from(record, round_method(workspace, number)) for record in remaining]
+    chosen: list[Selected] = []
+    while predictions and len(chosen) < settings.budget:
+        chosen += select(predictions, list(candidates.values()), settings.budget - len(chosen))
+        taken = {one.candidate.id for one in chosen}
+        predictions = [prediction for prediction in predictions if prediction.candidate_id not in taken]
+    return {
+        "chosen": [one.candidate.id for one in chosen],
+        "below_threshold": sum(one.below_threshold for one in chosen),
+    }
+
+
+def chosen(workspace: Workspace, number: int) -> list[str]:
+    """Ids that the budget is spent on, the best first."""
+    return list((workspace.ledger.result(number, "select") or {}).get("chosen", ()))
+
+
+def _evaluate(workspace: Workspace, number: int, shard: int) -> Result:
+    """Relax what was chosen; every answer is stored as it comes."""
+    ids = chosen(workspace, number)[shard * EVALUATE_SHARD : (shard + 1) * EVALUATE_SHARD]
+    return evaluate_crystals(workspace, number, {candidate.id: candidate.crystal for candidate in _load(workspace, ids)})
+
+
+def _assess(workspace: Workspace, number: int, _shard: int) -> Result:
+    """Find what is new, put it on the hull, and tell every crystal where it now stands."""
+    method = round_method(workspace, number)
+    order = {identifier: rank for rank, identifier in enumerate(chosen(workspace, number))}
+    evaluations = sorted(
+        workspace.store.evaluations_of_round(number),
+        key=lambda record: (order.get(record.candidate_id, len(order)), record.candidate_id),
+    )
+    with workspace.listener.stage("updating the hull", 1, "hull") as count:
+        found = assess(workspace.store, evaluations, workspace.hull(method, before_round=number), number)
+        workspace.store.add_crystals(found.crystals)
+        workspace.store.assess_evaluations(found.assessments)
+        update_hull(workspace.store, method, changed=[record.crystal for record in found.crystals])
+        count()
+    return {"n_new": len(found.crystals)}
+
+
+def _retrain(workspace: Workspace, number: int, _shard: int) -> Result:
+    """Fine-tune the ensemble on all answers up to this round."""
+    return retrain(workspace, round_method(workspace, number), number, seed=round_settings(workspace, number).seed).to_dict()
+
+
+def _load(workspace: Workspace, ids: Sequence[str]) -> list[Candidate]:
+    found = workspace.store.candidates(ids)
+    return [candidate_from(found[identifier]) for identifier in ids]
+
+
+def _pieces(n: int, size: int) -> int:
+    return max(1, -(-n // size))
+
+
+_WORK: Final[Mapping[str, Callable[[Workspace, int, int], Result]]] = {
+    "propose": _propose,
+    "calibrate": _calibrate,
+    "look": _look,
+    "screen": _screen_shard,
+    "select": _select,
+    "evaluate": _evaluate,
+    "assess": _assess,
+    "retrain": _retrain,
+}
+
+__all__ = ["STAGES", "candidates_of", "run_round", "run_shard"]

@@ -1,0 +1,104 @@
+"""One place to work: a database, its models, and the evaluator that labels its energies."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dft_stub.registry import make_evaluator
+
+from dft_stub.evaluator import Evaluator
+from flows.progress import Listener, Silent
+from flows.settings import Settings, shipped_data
+from gnome.database.ledger import Ledger
+from gnome.database.records import ModelRecord
+from gnome.database.store import Store
+from gnome.errors import EvaluatorUnavailable
+from gnome.models.checkpoint import read_card
+from gnome.models.ensemble import CompositionalEnsemble, StructuralEnsemble
+from gnome.stability.hull import ConvexHull
+
+SHIPPED = "shipped:"
+"""Prefix of a model's path that is counted from the folder of shipped ensembles."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What every stage is given.
+
+    `evaluator_name` decides the method, and so the hull; the evaluator itself is made by the stage that runs it.
+    """
+
+    store: Store
+    settings: Settings
+    evaluator_name: str
+    listener: Listener = field(default_factory=Silent)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger of the database."""
+        return Ledger(self.store)
+
+    def evaluator(self) -> Evaluator:
+        """Make the evaluator."""
+        return make_evaluator(self.evaluator_name, workers=self.settings.workers)
+
+    def hull(self, method: str, *, before_round: int | None = None) -> ConvexHull:
+        """Build the hull of a method, as it stands or as it stood before a round.
+
+        Raises EvaluatorUnavailable when there is no entry of the method at all.
+        """
+        entries = self.store.hull_entries(method, before_round=before_round)
+        if not entries:
+            raise EvaluatorUnavailable(
+                f"{self.store.location} holds no crystal of method {method}; import crystals with `gnome import` under this evaluator first"
+            )
+        return ConvexHull(method, entries)
+
+    def structural_model(self) -> StructuralEnsemble:
+        """Load the structural ensemble in use; the shipped one where no other was promoted."""
+        return StructuralEnsemble.load(self.model_path(self._current("structural")))
+
+    def formula_model(self) -> CompositionalEnsemble:
+        """Load the compositional ensemble in use."""
+        return CompositionalEnsemble.load(self.model_path(self._current("compositional")))
+
+    def model_path(self, record: ModelRecord) -> Path:
+        """Find the weights of a model."""
+        if record.path.startswith(SHIPPED):
+            return shipped_data() / "ensembles" / record.path.removeprefix(SHIPPED)
+        return Path(record.path)
+
+    def register_shipped_models(self) -> None:
+        """Enter the shipped ensembles into the database and put them in use where none is."""
+        for kind in ("structural", "compositional"):
+            name = f"{kind}.safetensors"
+            card = read_card(shipped_data() / "ensembles" / name)
+            record = ModelRecord(
+                id=card["sha256"][:16],
+                kind=kind,
+                path=SHIPPED + name,
+                sha256=card["sha256"],
+                card=card,
+                metrics=card.get("metrics", {}),
+            )
+            self.store.add_model(record)
+            if self.store.current_model(kind) is None:
+                self.store.promote_model(record.id)
+
+    def _current(self, kind: str) -> ModelRecord:
+        record = self.store.current_model(kind)
+        if record is None:
+            self.register_shipped_models()
+            record = self.store.current_model(kind)
+            assert record is not None  # noqa: S101 - the line above puts one in use
+        return record
+
+
+@contextmanager
+def open_workspace(
+    settings: Settings, *, evaluator: str | None = None, listener: Listener | None = None, read_only: bool = False
+) -> Iterator[Workspace]:
+    """Open the database of these settings and close it at the end."""
+    with Store.open(settings.database, read_only=read_only) as store:
+        yield Workspace(store, settings, evaluator or settings.evaluator, listener or Silent())

@@ -1,0 +1,100 @@
+"""Neighbours against brute force; packing and batching against single graphs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gnome.crystals.crystal import Crystal
+from gnome.graphs.crystal_graph import PackedGraphs, build_graph
+
+CUTOFF = 4.0
+
+
+def random_crystal(seed: int, n_atoms: int) -> Crystal:
+    rng = np.random.default_rng(seed)
+    lattice = np.diag(rng.uniform(3.0, 6.0, 3)) + rng.uniform(-1.0, 1.0, (3, 3))
+    return Crystal(lattice, rng.integers(1, 90, n_atoms), rng.uniform(-0.5, 1.5, (n_atoms, 3)))
+
+
+def brute_force_edges(crystal: Crystal, cutoff: float) -> list[tuple[int, int, tuple[int, ...], float]]:
+    reach = 4
+    edges = []
+    for i in range(crystal.n_atoms):
+        for j in range(crystal.n_atoms):
+            for shift in np.ndindex(*(2 * reach + 1,) * 3):
+                image = np.array(shift) - reach
+                vector = (crystal.frac_coords[j] + image - crystal.frac_coords[i]) @ crystal.lattice
+                distance = np.linalg.norm(vector)
+                if distance <= cutoff and not (i == j and not image.any()):
+                    edges.append((i, j, tuple(image.tolist()), round(float(distance), 8)))
+    return sorted(edges)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_neighbours_equal_brute_force(seed: int) -> None:
+    crystal = random_crystal(seed, n_atoms=3)
+    graph = build_graph(crystal, CUTOFF)
+    edges = sorted(
+        (int(i), int(j), tuple(int(x) for x in shift), round(float(d), 8))
+        for i, j, shift, d in zip(graph.senders, graph.receivers, graph.cell_shift, graph.distances, strict=True)
+    )
+    assert edges == brute_force_edges(crystal, CUTOFF)
+
+
+@given(seed=st.integers(0, 10_000), n_atoms=st.integers(1, 6))
+@settings(max_examples=25, deadline=None)
+def test_every_edge_has_its_reverse_and_none_is_double(seed: int, n_atoms: int) -> None:
+    graph = build_graph(random_crystal(seed, n_atoms), CUTOFF)
+    forward = list(zip(graph.senders.tolist(), graph.receivers.tolist(), map(tuple, graph.cell_shift.tolist()), strict=True))
+    backward = {(j, i, tuple(-x for x in shift)) for i, j, shift in forward}
+    assert len(set(forward)) == len(forward)
+    assert set(forward) == backward
+
+
+def test_supercell_repeats_the_distances() -> None:
+    crystal = random_crystal(3, 2)
+    doubled = Crystal(
+        crystal.lattice * np.array([[2.0], [1.0], [1.0]]),
+        np.tile(crystal.atomic_numbers, 2),
+        np.concatenate([(crystal.frac_coords + [shift, 0, 0]) / [2, 1, 1] for shift in (0, 1)]),
+    )
+    single = np.sort(build_graph(crystal, CUTOFF).distances)
+    np.testing.assert_allclose(np.sort(build_graph(doubled, CUTOFF).distances), np.repeat(single, 2), atol=1e-9)
+
+
+def test_a_batch_holds_the_graphs_of_its_crystals_apart() -> None:
+    crystals = [random_crystal(seed, n) for seed, n in enumerate((2, 1, 4))]
+    pack = PackedGraphs.from_crystals(crystals, CUTOFF)
+    batch = pack.batch(torch.tensor([2, 0, 0]))
+    assert batch.n_node.tolist() == [4, 2, 2]
+    assert torch.equal(batch.node_graph[batch.senders], batch.edge_graph)
+    assert torch.equal(batch.node_graph[batch.receivers], batch.edge_graph)
+    for row, index in enumerate((2, 0, 0)):
+        graph = build_graph(crystals[index], CUTOFF)
+        mine = batch.edge_graph == row
+        first = int((batch.node_graph < row).sum())
+        assert torch.equal(batch.senders[mine] - first, torch.from_numpy(graph.senders))
+        assert torch.equal(batch.receivers[mine] - first, torch.from_numpy(graph.receivers))
+        torch.testing.assert_close(batch.distances[mine], torch.from_numpy(graph.distances).float())
+
+
+def test_packs_join_to_the_pack_of_all() -> None:
+    crystals = [random_crystal(seed, n) for seed, n in enumerate((2, 1, 4, 3))]
+    whole = PackedGraphs.from_crystals(crystals, CUTOFF)
+    joined = PackedGraphs.concatenate(
+        [PackedGraphs.from_crystals(crystals[:1], CUTOFF), PackedGraphs.from_crystals(crystals[1:], CUTOFF)]
+    )
+    for name in ("atomic_numbers", "senders", "receivers", "distances", "node_start", "edge_start"):
+        assert torch.equal(getattr(whole, name), getattr(joined, name)), name
+
+
+def test_scaling_a_batch_is_building_it_from_scaled_crystals_where_neighbours_stay() -> None:
+    crystal = random_crystal(1, 2)
+    scaled = build_graph(crystal.scaled(1.1), CUTOFF * 1.1 ** (1 / 3))
+    batch = PackedGraphs.from_crystals([crystal], CUTOFF).batch(torch.tensor([0]))
+    for factor in (1.1, torch.tensor([1.1])):
+        torch.testing.assert_close(
+            batch.scaled(factor).distances, torch.from_numpy(scaled.distances).float(), rtol=1e-5, atol=1e-5
+        )

@@ -1,0 +1,92 @@
+"""Ensembles on disk: what was saved comes back, what was altered is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_networks import small_network
+
+from gnome.crystals.crystal import Crystal
+from gnome.errors import InvalidCheckpoint
+from gnome.models.checkpoint import load_ensemble, save_ensemble
+from gnome.models.ensemble import CompositionalEnsemble, StructuralEnsemble, median_and_spread
+
+CARD = {"method": "test", "elements": list(range(1, 90))}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "ensemble.safetensors"
+    save_ensemble(path, [small_network(seed) for seed in range(3)], CARD)
+    return path
+
+
+def test_members_come_back(saved: Path, crystals: list[Crystal]) -> None:
+    ensemble = StructuralEnsemble.load(saved)
+    original = StructuralEnsemble([small_network(seed).eval() for seed in range(3)], CARD)
+    assert ensemble.method == "test"
+    assert ensemble.elements == frozenset(range(1, 90))
+    assert len(ensemble.model_id) == 16
+    np.testing.assert_allclose(
+        ensemble.member_energies(crystals[:5]), original.member_energies(crystals[:5]), atol=2e-2
+    )  # weights are kept in FP16
+
+
+def test_energies_have_a_row_for_each_member_and_volume(saved: Path, crystals: list[Crystal]) -> None:
+    ensemble = StructuralEnsemble.load(saved)
+    energies = ensemble.member_energies(crystals, (0.9, 1.0, 1.1))
+    assert energies.shape == (3, 3, len(crystals))
+    np.testing.assert_allclose(energies[:, 1], ensemble.member_energies(crystals)[:, 0], atol=1e-6)
+    singles = np.concatenate([ensemble.member_energies([one], (0.9, 1.0, 1.1)) for one in crystals[:4]], axis=2)
+    np.testing.assert_allclose(energies[:, :, :4], singles, atol=1e-5)
+    assert ensemble.member_energies([]).shape == (3, 1, 0)
+
+
+def test_a_truncated_file_is_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes()[:-100])
+    with pytest.raises(InvalidCheckpoint, match="truncated or altered"):
+        load_ensemble(saved)
+
+
+def test_a_file_with_one_changed_byte_is_refused(saved: Path) -> None:
+    blob = bytearray(saved.read_bytes())
+    blob[-5] ^= 1
+    saved.write_bytes(bytes(blob))
+    with pytest.raises(InvalidCheckpoint, match="truncated or altered"):
+        load_ensemble(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"settings": {"width": 16, "colour": 1}}, "do not fit"),
+        ({"settings": {"width": 32, "steps": 2}}, "does not fit its settings"),
+        ({"kind": "crystal ball"}, "unknown kind"),
+        ({"card_version": 99}, "card version"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(saved: Path, change: dict[str, object], complaint: str) -> None:
+    card_path = saved.with_suffix(".json")
+    card_path.write_text(json.dumps({**json.loads(card_path.read_text()), **change}))
+    with pytest.raises(InvalidCheckpoint, match=complaint):
+        load_ensemble(saved)
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path: Path, saved: Path) -> None:
+    with pytest.raises(InvalidCheckpoint, match="cannot be read"):
+        load_ensemble(tmp_path / "nothing.safetensors")
+    saved.with_suffix(".json").write_text("not json")
+    with pytest.raises(InvalidCheckpoint, match="not a card"):
+        load_ensemble(saved)
+
+
+def test_weights_of_another_kind_are_refused(saved: Path) -> None:
+    with pytest.raises(InvalidCheckpoint, match="a structural ensemble where a compositional one is needed"):
+        CompositionalEnsemble.load(saved)
+
+
+def test_median_and_spread() -> None:
+    middle, spread = median_and_spread(np.array([[1.0], [2.0], [3.0], [4.0], [10.0]]))
+    assert middle.tolist() == [3.0]
+    assert spread.tolist() == [2.0]

@@ -1,0 +1,84 @@
+"""The training loop: it learns, repeats itself, and resumes exactly."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_networks import small_network
+from torch import nn
+
+from gnome.errors import InvalidCheckpoint
+from gnome.models.training import Labelled, TrainSettings, epoch_batches, fit, predict
+
+SETTINGS = TrainSettings(epochs=6, batch_size=16, learning_rate=3e-3, seed=1, volume_jitter=0.05, save_every=2)
+
+
+def weights_equal(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_epochs_visit_every_example_once_in_an_order_of_their_own() -> None:
+    first, again, other = (torch.cat(list(epoch_batches(10, 4, 3, epoch))) for epoch in (0, 0, 1))
+    assert sorted(first.tolist()) == list(range(10))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_learns(labelled: Labelled, precision: str) -> None:
+    network = small_network()
+    before = (predict(network, labelled.inputs) - labelled.targets).abs().mean()
+    history = fit(network, labelled, labelled, replace(SETTINGS, epochs=25, precision=precision))
+    after = (predict(network, labelled.inputs) - labelled.targets).abs().mean()
+    assert after < 0.5 * before
+    assert len(history) == 25
+    assert all(later.learning_rate < earlier.learning_rate for earlier, later in zip(history, history[1:], strict=False))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(labelled: Labelled) -> None:
+    one, two, three = small_network(), small_network(), small_network()
+    fit(one, labelled, labelled, SETTINGS)
+    fit(two, labelled, labelled, SETTINGS)
+    fit(three, labelled, labelled, replace(SETTINGS, seed=2))
+    assert weights_equal(one, two)
+    assert not weights_equal(one, three)
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def test_a_broken_run_resumes_to_the_same_weights(labelled: Labelled, tmp_path: Path) -> None:
+    unbroken = small_network()
+    history = fit(unbroken, labelled, labelled, SETTINGS)
+
+    def stop_after_third(record: object) -> None:
+        if record.epoch == 3:  # type: ignore[attr-defined]
+            raise Stop
+
+    resumed = small_network()
+    with pytest.raises(Stop):
+        fit(resumed, labelled, labelled, SETTINGS, state_path=tmp_path / "state.pt", on_epoch=stop_after_third)
+    resumed = small_network(seed=9)
+    again = fit(resumed, labelled, labelled, SETTINGS, state_path=tmp_path / "state.pt")
+    assert weights_equal(unbroken, resumed)
+    assert again == history
+
+
+def test_the_best_validation_epoch_wins(labelled: Labelled) -> None:
+    network = small_network()
+    history = fit(network, labelled, labelled, replace(SETTINGS, learning_rate=0.03))
+    reached = float((predict(network, labelled.inputs) - labelled.targets).abs().mean())
+    assert reached == pytest.approx(min(record.validation_mae for record in history), rel=1e-4)
+
+
+def test_a_state_of_other_settings_or_a_damaged_one_is_refused(labelled: Labelled, tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    fit(small_network(), labelled, labelled, SETTINGS, state_path=path)
+    with pytest.raises(InvalidCheckpoint, match="other settings"):
+        fit(small_network(), labelled, labelled, replace(SETTINGS, seed=5), state_path=path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InvalidCheckpoint, match="cannot be resumed"):
+        fit(small_network(), labelled, labelled, SETTINGS, state_path=path)
