@@ -30,6 +30,9 @@ from pipelines.volumes import estimated_volume, fit_atomic_volumes
 _LIKENESS_REACH = 1.7
 """Nearest distances that tell crystals apart, in units of the cube root of the volume per atom."""
 
+_VOLUME_SAMPLE = 2000
+"""Parents that the atomic volumes are fitted on, at most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StructuralSettings:
@@ -37,8 +40,8 @@ class StructuralSettings:
 
     Parents with more than `max_atoms` atoms and children with fewer than `min_elements` or more than `max_elements` are left out:
     an element is its own reference, and ensembles have seen little beyond five.  Children consist of `elements` (atomic numbers)
-    alone, where they are given; parents need not.  `sharpness` is the power of the probability a substitution
-    is drawn with: 0 draws evenly, large values go strictly by probability.
+    alone, where they are given; parents need not.  `sharpness` is the power of the probability a substitution is drawn with: 0 draws
+    evenly, large values go strictly by probability.
     """
 
     max_atoms: int = 40
@@ -168,14 +171,17 @@ def _take_turns(
     """Draw one new candidate from each parent in turn until the limit or the last offer."""
     distinct = {parent.id: parent for parent in parents}
     known = known_formulas | {parent.reduced_formula for parent in parents}
-    usable = [distinct[i] for i in sorted(distinct) if distinct[i].n_atoms <= settings.max_atoms and is_valid(distinct[i])]
-    volumes = fit_atomic_volumes(usable)
+    usable = [distinct[i] for i in sorted(distinct) if distinct[i].n_atoms <= settings.max_atoms]
+    # Ids are hashes, so the first of them are an even sample of the parents.
+    volumes = fit_atomic_volumes([parent for parent in usable[:_VOLUME_SAMPLE] if is_valid(parent)])
     turns = deque(usable[i] for i in np.random.default_rng(seed).permutation(len(usable)))
     started: dict[str, Iterator[_Child]] = {}
     offered: dict[Hashable, str] = {}
     while turns and limit > 0:
         crystal = turns.popleft()
         if crystal.id not in started:
+            if not is_valid(crystal):
+                continue
             started[crystal.id] = offers(_Parent(crystal, volumes, settings, seed))
         for child in started[crystal.id]:
             # Isotypic parents offer the same child: it goes to the parent that offers it first.  One parent's own offers all differ.
