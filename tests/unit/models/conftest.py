@@ -26,3 +26,9 @@ def labelled(crystals: list[Crystal]) -> Labelled:
     """Energies that depend on elements and volume, so that there is something to learn."""
     energies = [-0.05 * crystal.atomic_numbers.mean() - 0.02 * (crystal.volume_per_atom - 20) for crystal in crystals]
     return Labelled(PackedGraphs.from_crystals(crystals, SMALL.cutoff), torch.tensor(energies, dtype=torch.float32))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small tensors on many threads spend their time waiting for each other."""
+    torch.set_num_threads(1)
