@@ -88,7 +88,8 @@ class Relaxer:
             except json.JSONDecodeError:  # the line an interruption tore
                 continue
             if record.pop("method") == self.method.label:
-                self.known[record.pop("start")] = _relaxation(record)
+                start = record.pop("start")
+                self.known[start] = _relaxation(record)
 
     def __call__(self, job: Job) -> Relaxation:
         """Relax, or look the outcome up."""

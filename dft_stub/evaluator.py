@@ -8,12 +8,15 @@ An answer may come at once, in minutes from worker processes, or tomorrow from a
 A failure is a record with a typed reason, never an exception and never a missing row.
 """
 
+import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
 from gnome.crystals.crystal import Crystal
+from gnome.quantities import PLAUSIBLE_E_FORM
 from gnome.stability.method import Method
 
 
@@ -89,9 +92,70 @@ class Evaluator(Protocol):
         ...
 
 
-def validate_evaluator(evaluator: Evaluator, crystals: Iterable[Crystal]) -> None:
+def validate_evaluator(evaluator: Evaluator, crystals: Iterable[Crystal], *, energy_tolerance: float = 1e-6) -> None:
     """Check an implementation against the contract; every implementation's test calls this.
 
+    Needs at least two crystals that the evaluator can answer at once.  `energy_tolerance` eV/atom bounds how far repeated answers differ.
     Raises AssertionError naming the clause that is broken.
     """
-    raise NotImplementedError
+    asked = {f"crystal-{number}": crystal for number, crystal in enumerate(crystals)}
+    if len(asked) < 2:
+        raise AssertionError("validate_evaluator needs at least two crystals")
+    before = {name: json.dumps(crystal.to_dict()) for name, crystal in asked.items()}
+    batch = _answers(evaluator, asked)
+    for name, evaluation in batch.items():
+        _check_evaluation(evaluator, evaluation, asked[name])
+    _require(any(evaluation.converged for evaluation in batch.values()), "at least one crystal is answered with an energy")
+    _require(before == {name: json.dumps(crystal.to_dict()) for name, crystal in asked.items()}, "inputs are left unchanged")
+    for name, crystal in reversed(asked.items()):
+        single = _answers(evaluator, {name: crystal})[name]
+        _check_same(batch[name], single, energy_tolerance, "a batch answers as its crystals one by one, and again the same")
+    _require(not _answers(evaluator, {}), "nothing asked is nothing answered")
+
+
+def _answers(evaluator: Evaluator, crystals: Mapping[str, Crystal]) -> dict[str, Evaluation]:
+    ticket = evaluator.submit(crystals)
+    _require(evaluator.pending(ticket) == frozenset(crystals), "everything handed in is pending until collected")
+    answers: dict[str, Evaluation] = {}
+    for evaluation in evaluator.collect(ticket):
+        _require(evaluation.id in crystals, f"only ids that were handed in are answered, got {evaluation.id!r}")
+        _require(evaluation.id not in answers, f"every id is answered once, {evaluation.id!r} came twice")
+        _require(evaluation.id not in evaluator.pending(ticket), f"what was collected is no longer pending, {evaluation.id!r} is")
+        answers[evaluation.id] = evaluation
+    _require(answers.keys() == crystals.keys(), f"every id is answered, missing {sorted(crystals.keys() - answers.keys())}")
+    _require(not list(evaluator.collect(ticket)), "nothing is answered again")
+    return answers
+
+
+def _check_evaluation(evaluator: Evaluator, evaluation: Evaluation, crystal: Crystal) -> None:
+    name = evaluation.id
+    _require(evaluation.method.label == evaluator.method.label, f"{name} carries the evaluator's method")
+    _require(evaluation.converged == (evaluation.failure is None), f"{name} has a failure exactly when it did not converge")
+    _require(evaluation.cost_seconds >= 0, f"{name} has a cost of at least nothing")
+    if evaluation.failure is not None:
+        _require(isinstance(evaluation.failure, Failure) and bool(evaluation.message), f"{name} fails with a type and a message")
+        return
+    relaxed, energy, e_form = evaluation.crystal, evaluation.energy_per_atom, evaluation.e_form_per_atom
+    if relaxed is None or energy is None or e_form is None:
+        raise AssertionError(f"contract of evaluators: {name} converged with crystal, energy_per_atom and e_form_per_atom")
+    _require(relaxed.composition == crystal.composition, f"{name} keeps its atoms")
+    _require(set(crystal.composition) <= evaluator.elements, f"{name} has only elements the evaluator names")
+    _require(
+        math.isfinite(energy) and PLAUSIBLE_E_FORM[0] <= e_form <= PLAUSIBLE_E_FORM[1],
+        f"{name} has plausible energies in eV/atom",
+    )
+    references = getattr(evaluator, "references", None)
+    if references is not None:
+        expected = references.formation_energy_per_atom(crystal.composition, energy, evaluation.correction_per_atom)
+        _require(abs(e_form - expected) < 1e-9, f"{name}: e_form_per_atom is energy plus correction minus the elements")
+
+
+def _check_same(first: Evaluation, second: Evaluation, tolerance: float, clause: str) -> None:
+    _require(first.failure == second.failure, f"{clause}: {first.id} gave {first.failure} and {second.failure}")
+    if first.energy_per_atom is not None and second.energy_per_atom is not None:
+        _require(abs(first.energy_per_atom - second.energy_per_atom) <= tolerance, f"{clause}: energies of {first.id} differ")
+
+
+def _require(holds: bool, clause: str) -> None:  # reads as a sentence
+    if not holds:
+        raise AssertionError(f"contract of evaluators: {clause}")

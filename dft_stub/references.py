@@ -1,0 +1,54 @@
+"""Files of elemental references, and those that ship."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.shards import read_shard
+from gnome.errors import EvaluatorUnavailable, InvalidInput
+from gnome.stability.method import Method
+from gnome.stability.references import ElementalReferences
+
+
+def read_references(path: Path) -> ElementalReferences:
+    """Read elemental references; raises EvaluatorUnavailable when the file is missing or is something else."""
+    try:
+        return ElementalReferences.from_dict(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError, InvalidInput, AttributeError, KeyError, TypeError) as error:
+        raise EvaluatorUnavailable(f"{path}: no elemental references there ({error})") from None
+
+
+def shipped_references() -> ElementalReferences:
+    """CHGNet's references, from the shipped seeds."""
+    return read_references(shipped_folder() / "references.json")
+
+
+def shipped_ground_states() -> dict[int, list[Crystal]]:
+    """Known forms of each element among the shipped seeds, by atomic number; where a code's own references start from."""
+    forms: dict[int, list[Crystal]] = {}
+    for crystal in read_shard(shipped_folder() / "seeds.parquet")[0]:
+        if len(crystal.composition) == 1:
+            forms.setdefault(int(crystal.atomic_numbers[0]), []).append(crystal)
+    return forms
+
+
+def shipped_folder() -> Path:
+    """Folder of the files that ship: inside the installed package, or `data` of a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    for folder in (root / "gnome" / "_shipped", root / "data"):
+        if (folder / "references.json").is_file():
+            return folder
+    raise EvaluatorUnavailable(f"no references.json below {root}; install the package again, or run `make seeds` in a checkout")
+
+
+def write_references(path: Path, references: ElementalReferences, method: Method) -> None:
+    """Keep references with the full record of their method; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**references.to_dict(), "method_record": method.to_dict()}, indent=1)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as file:
+        file.write(text + "\n")
+    Path(temporary).chmod(0o644)
+    Path(temporary).replace(path)
