@@ -1,9 +1,9 @@
 """What makes two crystals the same.
 
-Two steps.  A *bucket key* of formula, volume and two species-aware sums over neighbour distances is cheap to compute and to index, and is the
-same for every description of a crystal: other cell, supercell, order of atoms, mirror image.  Within a bucket and its neighbours
-(`keys_to_search`) `same_crystal` decides: pymatgen's StructureMatcher with tight tolerances, and a bound on the largest displacement of
-any atom.  That bound is ours, because the matcher alone still calls crystals equal that differ by 0.5 angstrom in every atom; a
+Two steps.  A *bucket key* of formula, volume and two species-aware sums over neighbour distances is cheap to compute and to index, and is
+the same for every description of a crystal: other cell, supercell, order of atoms, mirror image.  Within a bucket and its neighbours
+(`keys_to_search`) `same_crystal` decides: pymatgen's StructureMatcher with tight tolerances, and a bound on the largest displacement
+of any atom.  That bound is ours, because the matcher alone still calls crystals equal that differ by 0.5 angstrom in every atom; a
 prototype label alone would already tell them apart at 0.1 angstrom.  Matching is not transitive, so a group of alike crystals is best
 held against its first member.
 """
@@ -164,4 +164,4 @@ def _features(crystal: Crystal) -> NDArray[np.float64]:
 
 def _weight(atomic_numbers: NDArray[np.int64]) -> NDArray[np.float64]:
     """Between 0.6 and 1.4, different for neighbours in the periodic table."""
-    return 0.6 + 0.8 * ((atomic_numbers * 0.6180339887498949) % 1.0)
+    return np.asarray(0.6 + 0.8 * ((atomic_numbers * 0.6180339887498949) % 1.0), dtype=np.float64)

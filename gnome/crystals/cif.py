@@ -1,0 +1,141 @@
+"""Reading CIF, the format in which a few kilobytes can ask for hours.
+
+A CIF lists sites and symmetry operations, and the reader multiplies them: 60 sites and 400 operations make 24,000 atoms out of 9 kB, and
+take most of a minute.  So sites and operations are counted before anything is expanded; small products are read here, middling ones in a
+process that is killed when its time is up, large ones not at all.
+"""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Final
+
+from pymatgen.io.cif import CifBlock, CifFile, CifParser
+
+from gnome.crystals.convert import from_structure
+from gnome.crystals.crystal import Crystal
+from gnome.errors import InvalidCrystal
+
+_OPERATIONS: Final = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
+_MOST_OPERATIONS: Final = 192  # of any space group, when only its name is given
+_MEMORY_BYTES: Final = 6 * 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifLimits:
+    """How much a CIF block may ask for.
+
+    Products of sites and operations up to `max_product_here` are read in this process, up to `max_product` in one of its own for at most
+    `seconds`.
+    """
+
+    max_product_here: int = 1_500
+    max_product: int = 60_000
+    seconds: float = 20.0
+
+
+def split_blocks(text: str) -> list[str]:
+    """Split a CIF into those of its data blocks that list atoms; all of it when there is none."""
+    blocks = re.split(r"(?m)^(?=data_)", text)
+    return [block for block in blocks if "_atom_site_" in block] or [text]
+
+
+def read_block(text: str, limits: CifLimits) -> Crystal:
+    """Read one data block.
+
+    Raises InvalidCrystal with reason `malformed`, `too_large`, `too_slow`, `formula_mismatch`, `disordered`, `isotope` or
+    `unsupported_element`.
+    """
+    product = _product(text)
+    if product > limits.max_product:
+        message = f"sites times symmetry operations are {product}, the limit is {limits.max_product}"
+        raise InvalidCrystal("too_large", message)
+    return parse_block(text) if product <= limits.max_product_here else _read_elsewhere(text, limits)
+
+
+def parse_block(text: str) -> Crystal:
+    """Read one data block with pymatgen, whatever it takes."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters of them is checked below
+            parser = CifParser.from_str(text)
+            structure = parser.parse_structures(primitive=False, on_error="raise")[0]
+            mismatch = parser.check(structure)
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        ZeroDivisionError,
+        RecursionError,
+    ) as error:
+        text_of_error = _one_line(error)
+        if "ccupanc" in text_of_error:
+            raise InvalidCrystal("disordered", f"sites share a place ({text_of_error}); give an ordered crystal") from None
+        raise InvalidCrystal("malformed", f"not a readable CIF ({text_of_error})") from None
+    crystal = from_structure(structure)  # disorder and isotopes have their own reasons, before the formula is compared
+    if mismatch:
+        raise InvalidCrystal(
+            "formula_mismatch", f"the listed atoms disagree with the formula ({_one_line(mismatch)}); is it complete?"
+        )
+    return crystal
+
+
+def _product(text: str) -> int:
+    """Sites times operations, from the tables alone."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            blocks = [block for block in CifFile.from_str(text).data.values() if isinstance(block, CifBlock)]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidCrystal("malformed", f"not a readable CIF ({_one_line(error)})") from None
+    return max((_block_product(block.data) for block in blocks), default=0)
+
+
+def _block_product(table: dict[str, object]) -> int:
+    sites = table.get("_atom_site_fract_x", table.get("_atom_site_Cartn_x", []))
+    n_sites = len(sites) if isinstance(sites, list) else 1
+    listed = [table[key] for key in table if key.rstrip("_") in _OPERATIONS]
+    if listed:
+        n_operations = max(len(entry) if isinstance(entry, list) else 1 for entry in listed)
+    else:
+        n_operations = _MOST_OPERATIONS if any("group" in key.lower() for key in table) else 1
+    return n_sites * n_operations
+
+
+def _read_elsewhere(text: str, limits: CifLimits) -> Crystal:
+    command = [sys.executable, "-P", "-m", "gnome.crystals.cif"]
+    try:
+        answer = subprocess.run(command, input=text.encode(), capture_output=True, timeout=limits.seconds, check=True).stdout
+        record = json.loads(answer)
+    except subprocess.TimeoutExpired:
+        raise InvalidCrystal("too_slow", f"not expanded within {limits.seconds:g} seconds") from None
+    except (subprocess.CalledProcessError, json.JSONDecodeError):
+        raise InvalidCrystal("malformed", "the process that expands its symmetry failed; is it an ordinary CIF?") from None
+    if "reason" in record:
+        raise InvalidCrystal(record["reason"], record["message"])
+    return Crystal.from_dict(record)
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:200] or type(text).__name__
+
+
+def _serve() -> None:
+    """Read a block from standard input and answer in JSON; what `_read_elsewhere` starts."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    try:
+        record = parse_block(sys.stdin.buffer.read().decode()).to_dict()
+    except InvalidCrystal as error:
+        record = {"reason": error.reason, "message": str(error)}
+    sys.stdout.write(json.dumps(record))
+
+
+if __name__ == "__main__":
+    _serve()

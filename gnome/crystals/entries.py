@@ -1,0 +1,62 @@
+"""Crystals from JSON records that came from somewhere: plain dictionaries, read field by field and never by pymatgen's own decoder."""
+
+from typing import Any, Final
+
+import numpy as np
+
+from gnome.crystals.crystal import Crystal
+from gnome.errors import InvalidCrystal
+from gnome.quantities import Quantity
+
+NUMERIC_FIELDS: Final = frozenset(str(quantity) for quantity in Quantity if quantity.unit.startswith("eV"))
+"""Columns whose text is read as a number; every other stays text, so that sodium nitride is `NaN` and not missing."""
+
+
+def check_count(n_atoms: int, max_atoms: int) -> None:
+    """Refuse what announces no atom or too many, before anything is built."""
+    if not 0 < n_atoms <= max_atoms:
+        raise InvalidCrystal("too_many_atoms", f"it announces {n_atoms} atoms, expected 1 to {max_atoms}")
+
+
+def read_entry(record: Any, *, max_atoms: int) -> tuple[Crystal, dict[str, Any]]:
+    """Read a ComputedStructureEntry, a pymatgen Structure or a record of `Crystal.to_dict`, as plain dictionaries."""
+    if not isinstance(record, dict):
+        raise InvalidCrystal("malformed", f"expected a JSON object with a structure, got {type(record).__name__}")
+    structure = record.get("structure", record)
+    if isinstance(structure, dict) and "atomic_numbers" in structure:
+        crystal = Crystal.from_dict(structure)
+    else:
+        crystal = _structure_record(structure, max_atoms)
+    fields = {name: record[name] for name in NUMERIC_FIELDS & record.keys()}
+    beside = record.get("data")
+    fields |= {
+        str(name): value
+        for name, value in (beside.items() if isinstance(beside, dict) else ())
+        if isinstance(value, str | int | float)
+    }
+    for name, quantity in (("energy", Quantity.ENERGY_PER_ATOM), ("correction", Quantity.CORRECTION_PER_ATOM)):
+        if isinstance(record.get(name), int | float):
+            fields[str(quantity)] = record[name] / crystal.n_atoms
+    parameters = record.get("parameters")
+    if isinstance(parameters, dict) and isinstance(parameters.get("run_type"), str):
+        fields["run_type"] = parameters["run_type"]
+    return crystal, fields
+
+
+def _structure_record(record: Any, max_atoms: int) -> Crystal:
+    try:
+        matrix, sites = record["lattice"]["matrix"], record["sites"]
+        check_count(len(sites), max_atoms)
+        symbols, coords = [], []
+        for site in sites:
+            species = site["species"]
+            if len(species) != 1 or float(species[0].get("occu", 1)) < 1:
+                raise InvalidCrystal("disordered", "a site is partially occupied; give an ordered crystal")
+            symbol = str(species[0]["element"])
+            if symbol in {"D", "T"}:
+                raise InvalidCrystal("isotope", f"{symbol} is an isotope; write it as H")
+            symbols.append(symbol)
+            coords.append([float(value) for value in site["abc"]])
+        return Crystal.from_symbols(np.asarray(matrix, dtype=np.float64), symbols, np.asarray(coords).reshape(-1, 3))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InvalidCrystal("malformed", f"not a structure of pymatgen ({type(error).__name__}: {error})") from None

@@ -1,0 +1,354 @@
+"""Bounded readers of crystals: CIF, POSCAR, extxyz, JSON entries, CSV with a `cif` column, Parquet shards, and folders of them.
+
+    for item in read_crystals(Path("incoming")):
+        if isinstance(item, Refusal): ...       # label, reason code, one-line message
+        else: ...                               # label, crystal, fields
+
+A structure that cannot be used costs itself and nothing else.  Nothing a file says is executed: JSON is plain JSON with the fields read by
+name, never pymatgen's own decoder, which imports whatever module a file names.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import ase.io
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pymatgen.io.vasp import Poscar
+
+from gnome.crystals.cif import CifLimits, read_block, split_blocks
+from gnome.crystals.convert import from_atoms, from_structure
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.entries import NUMERIC_FIELDS, check_count, read_entry
+from gnome.crystals.validity import DEFAULT_GATE, GateSettings, check_crystal
+from gnome.errors import InvalidCrystal, InvalidInput
+from gnome.quantities import Quantity
+
+_LABELS: Final = ("id", "material_id", "entry_id", "label", "name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadLimits:
+    """How much a file may ask for.
+
+    `max_text_bytes` bounds one structure's text (a CIF or POSCAR file, a cell of a table, a line of JSON), `max_file_bytes` a file of many;
+    `max_atoms` what one structure may list before anything is built.  `max_energy_per_atom` eV/atom bounds absolute energies.
+    """
+
+    max_text_bytes: int = 2_000_000
+    max_file_bytes: int = 4 * 2**30
+    max_json_bytes: int = 512 * 2**20
+    max_structures: int = 5_000_000
+    max_atoms: int = 5_000
+    max_energy_per_atom: float = 5e4
+    cif: CifLimits = field(default_factory=CifLimits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadCrystal:
+    """A crystal that was read, what it was called, and what stood beside it."""
+
+    label: str
+    crystal: Crystal
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Something that was not read: a stable `reason` code, and a line that names the file and says what to do."""
+
+    label: str
+    reason: str
+    message: str
+
+
+ReadItem = ReadCrystal | Refusal
+_Draft = tuple[str, Callable[[], tuple[Crystal, dict[str, Any]]]]
+"""A label, and what makes the crystal and its fields; it may raise InvalidCrystal."""
+
+
+def read_crystals(
+    path: Path, limits: ReadLimits | None = None, *, gate: GateSettings = DEFAULT_GATE, elements: frozenset[int] | None = None
+) -> Iterator[ReadItem]:
+    """Read a file or a folder (files in the order of their names, hidden ones left out), one item a structure.
+
+    Raises InvalidInput when the path does not exist; everything else is an item.
+    """
+    limits = limits or ReadLimits()
+    if not path.exists():
+        raise InvalidInput(f"{path}: no such file or folder")
+    count = 0
+    for file in _files(path):
+        for label, make in _drafts(file, limits):
+            count += 1
+            if count > limits.max_structures:
+                yield Refusal(
+                    label=label, reason="too_many", message=f"{path}: more than {limits.max_structures} structures; split it"
+                )
+                return
+            yield _item(label, make, limits, gate, elements)
+
+
+def _item(
+    label: str,
+    make: Callable[[], tuple[Crystal, dict[str, Any]]],
+    limits: ReadLimits,
+    gate: GateSettings,
+    elements: frozenset[int] | None,
+) -> ReadItem:
+    try:
+        crystal, fields = make()
+        check_crystal(crystal, gate, elements=elements)
+        _check_energies(fields, limits)
+    except InvalidCrystal as error:
+        return Refusal(label=label, reason=error.reason, message=f"{label}: {' '.join(str(error).split())}")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, RecursionError, MemoryError) as error:
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        return Refusal(label=label, reason="malformed", message=f"{label}: cannot be read ({text}); check the file")
+    return ReadCrystal(label=label, crystal=crystal, fields=fields)
+
+
+def _check_energies(fields: Mapping[str, Any], limits: ReadLimits) -> None:
+    for name in NUMERIC_FIELDS & fields.keys():
+        value = fields[name]
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > limits.max_energy_per_atom:
+            raise InvalidCrystal(
+                "energy", f"{name} is {value}, expected a number of at most {limits.max_energy_per_atom:g} eV/atom"
+            )
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.parts[len(path.parts) :])
+    ]
+    if not files:
+        raise InvalidInput(f"{path}: the folder holds no file")
+    yield from files
+
+
+def _drafts(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
+    """Choose the reader by the file's name; a file that cannot be opened at all is one refused draft."""
+    try:
+        size = path.stat().st_size
+        reader, limit = _reader(path, limits)
+        _check_size(size, limit)
+        yield from reader(path, limits)
+    except (InvalidCrystal, OSError, ValueError, csv.Error, pa.ArrowException) as error:
+        yield str(path), _refuse(error)
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size == 0:
+        raise InvalidCrystal("empty", "the file is empty")
+    if size > limit:
+        raise InvalidCrystal("too_large", f"{size} bytes, the limit is {limit}; split it or raise the limit")
+
+
+def _refuse(error: Exception) -> Callable[[], tuple[Crystal, dict[str, Any]]]:
+    def make() -> tuple[Crystal, dict[str, Any]]:
+        raise (
+            error
+            if isinstance(error, InvalidCrystal)
+            else InvalidCrystal("malformed", f"cannot be read ({error}); check the file")
+        )
+
+    return make
+
+
+def _reader(path: Path, limits: ReadLimits) -> tuple[Callable[[Path, ReadLimits], Iterator[_Draft]], int]:
+    suffix, name = path.suffix.lower(), path.name.upper()
+    if suffix in {".vasp", ".poscar"} or name.startswith(("POSCAR", "CONTCAR")):
+        return _read_poscar, limits.max_text_bytes
+    readers: dict[str, tuple[Callable[[Path, ReadLimits], Iterator[_Draft]], int]] = {
+        ".cif": (_read_cif, limits.max_text_bytes * 10),
+        ".extxyz": (_read_extxyz, limits.max_file_bytes),
+        ".xyz": (_read_extxyz, limits.max_file_bytes),
+        ".json": (_read_json, limits.max_json_bytes),
+        ".jsonl": (_read_json_lines, limits.max_file_bytes),
+        ".csv": (_read_csv, limits.max_file_bytes),
+        ".parquet": (_read_parquet, limits.max_file_bytes),
+    }
+    if suffix not in readers:
+        known = ", ".join(sorted(readers))
+        raise InvalidCrystal("unknown_format", f"not a known kind of file; there are {known}, POSCAR and CONTCAR")
+    return readers[suffix]
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    if b"\0" in raw:
+        raise InvalidCrystal("not_text", "the file holds zero bytes, so it is no text; is it the right one?")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidCrystal("not_text", f"the file is not text ({error}); is it the right one?") from None
+
+
+def _read_cif(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
+    blocks = split_blocks(_text(path))
+    for number, block in enumerate(blocks, start=1):
+        label = str(path) if len(blocks) == 1 else f"{path}#{number}"
+        yield label, lambda block=block: (_cif(block, limits), {})  # type: ignore[misc]
+
+
+def _cif(text: str, limits: ReadLimits) -> Crystal:
+    if len(text) > limits.max_text_bytes:
+        raise InvalidCrystal("too_large", f"{len(text)} characters in one structure, the limit is {limits.max_text_bytes}")
+    return read_block(text, limits.cif)
+
+
+def _read_poscar(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
+    text = _text(path)
+    yield str(path), lambda: (_poscar(text, limits), {})
+
+
+def _poscar(text: str, limits: ReadLimits) -> Crystal:
+    for line in text.splitlines()[5:7]:
+        counts = line.split("!")[0].split()
+        if counts and all(re.fullmatch(r"\d{1,18}", count) for count in counts):
+            check_count(sum(int(count) for count in counts), limits.max_atoms)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # pymatgen makes up elements that the file does not name, with a warning
+            structure = Poscar.from_str(text, read_velocities=False).structure
+    except UserWarning as warning:
+        raise InvalidCrystal("malformed", f"POSCAR without usable element names ({warning}); add the line of symbols") from None
+    return from_structure(structure)
+
+
+def _read_extxyz(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
+    with path.open(encoding="utf-8", errors="strict") as file:
+        number = 0
+        while header := file.readline(64):
+            if not header.strip():
+                continue
+            number += 1
+            label = f"{path}#{number}"
+            if not re.fullmatch(r"\d{1,9}", header.strip()):
+                lost = InvalidCrystal("malformed", "a number of atoms was expected here; the rest of the file was not read")
+                yield label, _refuse(lost)
+                return
+            n_atoms = int(header)
+            check_count(n_atoms, limits.max_atoms)
+            lines = [file.readline(limits.max_text_bytes) for _ in range(n_atoms + 1)]
+            yield label, lambda lines=lines, n_atoms=n_atoms: _extxyz(n_atoms, lines)  # type: ignore[misc]
+
+
+def _extxyz(n_atoms: int, lines: list[str]) -> tuple[Crystal, dict[str, Any]]:
+    if not lines[-1].strip():
+        raise InvalidCrystal("truncated", f"{n_atoms} atoms are announced, fewer are there; the file is cut short")
+    atoms = ase.io.read(io.StringIO(f"{n_atoms}\n{''.join(lines)}"), format="extxyz")
+    fields: dict[str, Any] = {str(name): value for name, value in atoms.info.items() if isinstance(value, str | int | float)}
+    if atoms.calc is not None and "energy" in atoms.calc.results:
+        fields[Quantity.ENERGY_PER_ATOM] = float(atoms.calc.results["energy"]) / n_atoms
+    return from_atoms(atoms), fields
+
+
+def _read_json(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
+    try:
+        document = json.loads(_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InvalidCrystal("malformed", f"not valid JSON ({error}); is it complete?") from None
+    if isinstance(document, dict) and isinstance(document.get("entries"), list):
+        document = document["entries"]
+    records = document if isinstance(document, list) else [document]
+    for number, record in enumerate(records, start=1):
+        yield _label(record, f"{path}#{number}" if isinstance(document, list) else str(path)), _entry_maker(record, limits)
+
+
+def _read_json_lines(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
+    with path.open(encoding="utf-8") as file:
+        number = 0
+        while line := file.readline(limits.max_text_bytes + 1):
+            number += 1
+            label = f"{path}:{number}"
+            if len(line) > limits.max_text_bytes:
+                raise InvalidCrystal(
+                    "too_large", f"line {number} is over {limits.max_text_bytes} characters; the rest was not read"
+                )
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield label, _refuse(InvalidCrystal("malformed", f"not valid JSON ({error})"))
+                continue
+            yield _label(record, label), _entry_maker(record, limits)
+
+
+def _label(record: Any, otherwise: str) -> str:
+    named = (record.get(key) for key in _LABELS) if isinstance(record, dict) else ()
+    return next((str(name) for name in named if isinstance(name, str | int) and str(name)), otherwise)
+
+
+def _entry_maker(record: Any, limits: ReadLimits) -> Callable[[], tuple[Crystal, dict[str, Any]]]:
+    return lambda: read_entry(record, max_atoms=limits.max_atoms)
+
+
+_CSV_LOCK = threading.Lock()
+
+
+def _read_csv(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
+    with _CSV_LOCK:  # the module keeps one limit for the whole process
+        csv.field_size_limit(max(csv.field_size_limit(), limits.max_text_bytes))
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if "cif" not in (rows.fieldnames or ()):
+            raise InvalidCrystal(
+                "malformed", f"no column `cif`; the columns are {', '.join(rows.fieldnames or ['(none)'])[:200]}"
+            )
+        for number, row in enumerate(rows, start=1):
+            yield _label(row, f"{path}#{number}"), lambda row=row: _row(row, limits)  # type: ignore[misc]
+
+
+def _row(row: dict[str, Any], limits: ReadLimits) -> tuple[Crystal, dict[str, Any]]:
+    if None in row or not row.get("cif"):
+        raise InvalidCrystal("malformed", "the row has no CIF or more cells than the header; is its quoting right?")
+    fields: dict[str, Any] = {name: value for name, value in row.items() if name != "cif"}
+    for name in NUMERIC_FIELDS & fields.keys():
+        try:
+            fields[name] = float(fields[name]) if fields[name] else None
+        except ValueError:
+            raise InvalidCrystal("energy", f"{name} is {fields[name]!r}, expected a number") from None
+    return _cif(row["cif"], limits), fields
+
+
+def _read_parquet(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
+    structure = ("lattice", "atomic_numbers", "frac_coords")
+    with pq.ParquetFile(path) as file:
+        if missing := [name for name in structure if name not in file.schema_arrow.names]:
+            raise InvalidCrystal("malformed", f"no column {', '.join(missing)}; not a shard of crystals")
+        number = 0
+        for batch in file.iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield _label(row, f"{path}#{number}"), lambda row=row: _shard_row(row, limits)  # type: ignore[misc]
+
+
+def _shard_row(row: dict[str, Any], limits: ReadLimits) -> tuple[Crystal, dict[str, Any]]:
+    lattice, numbers, coords = (row.pop(name) for name in ("lattice", "atomic_numbers", "frac_coords"))
+    check_count(len(numbers), limits.max_atoms)
+    crystal = Crystal(np.reshape(lattice, (3, 3)), np.array(numbers), np.reshape(coords, (-1, 3)))
+    return crystal, row
+
+
+def refusals_report(refusals: Iterable[Refusal]) -> str:
+    """One line a refusal: label, reason, message."""
+    return "".join(f"{refusal.reason}\t{refusal.message}\n" for refusal in refusals)

@@ -1,0 +1,137 @@
+"""Writers of crystals: CIF, POSCAR, extxyz, JSON entries and CSV with a `cif` column; what they write, `formats` reads back."""
+
+import csv
+import io
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import ase.io
+from ase.calculators.singlepoint import SinglePointCalculator
+from pymatgen.io.cif import CifWriter
+from pymatgen.io.vasp import Poscar
+
+from gnome.crystals.convert import to_atoms, to_structure
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.formats import ReadCrystal
+from gnome.errors import InvalidInput
+from gnome.quantities import Quantity
+
+
+def to_cif(item: ReadCrystal) -> str:
+    """CIF text in P1, with the item's label as its data block's comment."""
+    return str(CifWriter(to_structure(item.crystal)))
+
+
+def to_poscar(item: ReadCrystal) -> str:
+    """POSCAR text, atoms grouped by element as the format wants."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pymatgen's remark on Structure.from_file
+        return str(
+            Poscar(to_structure(item.crystal).get_sorted_structure(), comment=_one_line(item.label)).get_str(
+                significant_figures=10
+            )
+        )
+
+
+def to_extxyz(items: Iterable[ReadCrystal]) -> str:
+    """Extended XYZ, a frame a crystal; the energy per cell where `energy_per_atom` is known, other fields in the comment line."""
+    text = io.StringIO()
+    for item in items:
+        atoms = to_atoms(item.crystal)
+        fields = {name: value for name, value in item.fields.items() if isinstance(value, str | int | float)}
+        energy = fields.pop(Quantity.ENERGY_PER_ATOM, None)
+        if isinstance(energy, int | float):
+            atoms.calc = SinglePointCalculator(atoms, energy=energy * item.crystal.n_atoms)
+        atoms.info = {"label": item.label, **fields}
+        ase.io.write(text, atoms, format="extxyz")
+    return text.getvalue()
+
+
+def to_json(items: Iterable[ReadCrystal]) -> str:
+    """A JSON list: a ComputedStructureEntry where the energy is known, else an object with `entry_id`, `structure` and `data`."""
+    return json.dumps([_entry(item) for item in items], allow_nan=False)
+
+
+def to_csv(items: Iterable[ReadCrystal]) -> str:
+    """CSV with the columns `id`, `reduced_formula`, every field that occurs, and `cif`."""
+    items = list(items)
+    names = list(
+        dict.fromkeys(str(name) for item in items for name in item.fields if name not in {"id", "cif", Quantity.REDUCED_FORMULA})
+    )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["id", str(Quantity.REDUCED_FORMULA), *names, "cif"], lineterminator="\n")
+    writer.writeheader()
+    for item in items:
+        fields = {str(name): value for name, value in item.fields.items() if str(name) in names}
+        writer.writerow(
+            {"id": item.label, str(Quantity.REDUCED_FORMULA): item.crystal.reduced_formula, **fields, "cif": to_cif(item)}
+        )
+    return text.getvalue()
+
+
+_MANY: Final[Mapping[str, Callable[[Iterable[ReadCrystal]], str]]] = {".extxyz": to_extxyz, ".json": to_json, ".csv": to_csv}
+_ONE: Final[Mapping[str, Callable[[ReadCrystal], str]]] = {".cif": to_cif, ".vasp": to_poscar}
+
+
+def write_crystals(path: Path, items: Iterable[ReadCrystal], *, kind: str | None = None) -> int:
+    """Write crystals in the format that the path's ending names, or `kind` (cif, vasp, extxyz, json, csv); returns how many.
+
+    CIF and POSCAR (`.vasp`) hold one crystal: several go into a folder of that name, a file each.  Files appear whole or not at all.
+    Raises InvalidInput for an ending that names no format.
+    """
+    suffix = f".{kind}" if kind else path.suffix.lower()
+    items = list(items)
+    if suffix in _MANY:
+        _write(path, _MANY[suffix](items))
+    elif suffix in _ONE and len(items) == 1 and path.suffix:
+        _write(path, _ONE[suffix](items[0]))
+    elif suffix in _ONE:
+        for number, item in enumerate(items, start=1):
+            _write(path / f"{number:06d}_{_file_name(item.label)}{suffix}", _ONE[suffix](item))
+    else:
+        raise InvalidInput(f"{path}: no format is called {suffix or 'nothing'!r}; there are {', '.join([*_MANY, *_ONE])}")
+    return len(items)
+
+
+def _entry(item: ReadCrystal) -> dict[str, Any]:
+    crystal: Crystal = item.crystal
+    fields = dict(item.fields)
+    energy, correction = fields.pop(Quantity.ENERGY_PER_ATOM, None), fields.pop(Quantity.CORRECTION_PER_ATOM, None)
+    entry = {
+        "entry_id": item.label,
+        "structure": to_structure(crystal).as_dict(),
+        "data": {str(name): value for name, value in fields.items()},
+    }
+    if energy is None:
+        return entry
+    kind = {"@module": "pymatgen.entries.computed_entries", "@class": "ComputedStructureEntry"}
+    composition = {symbol: crystal.symbols.count(symbol) for symbol in dict.fromkeys(crystal.symbols)}
+    cell = {"energy": energy * crystal.n_atoms, "correction": (correction or 0.0) * crystal.n_atoms}
+    return {**kind, **cell, "composition": composition, "parameters": {}, **entry}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:80] or "crystal"
+
+
+def _file_name(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", label)[-60:].lstrip(".") or "crystal"
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[-60:]}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
