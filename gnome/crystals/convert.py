@@ -3,7 +3,7 @@
 import numpy as np
 from ase import Atoms
 from pymatgen.core import Element, Structure
-from pymatgen.core.periodic_table import Species
+from pymatgen.core.periodic_table import DummySpecies, Species
 
 from gnome.crystals.crystal import Crystal
 from gnome.errors import InvalidCrystal
@@ -19,7 +19,7 @@ def from_structure(structure: Structure) -> Crystal:
         if not site.is_ordered:
             raise InvalidCrystal("disordered", f"site {site.species_string} is partially occupied; give an ordered crystal")
         species = site.specie
-        if not isinstance(species, Element | Species):
+        if isinstance(species, DummySpecies) or not isinstance(species, Element | Species):
             raise InvalidCrystal("unsupported_element", f"{species} is not an element")
         element = species if isinstance(species, Element) else species.element
         if element.name in {"D", "T"}:  # pymatgen answers "H" for their symbol

@@ -14,6 +14,7 @@ from gnome.crystals.elements import COVALENT_RADIUS, SYMBOLS
 from gnome.errors import InvalidCrystal
 
 _RADII = np.array(COVALENT_RADIUS)
+_LARGEST_NUMBER = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,9 @@ def check_crystal(crystal: Crystal, gate: GateSettings = DEFAULT_GATE, *, elemen
     name = crystal.reduced_formula
     if not (np.isfinite(crystal.lattice).all() and np.isfinite(crystal.frac_coords).all()):
         raise InvalidCrystal("not_finite", f"{name}: the lattice or a coordinate is not a finite number")
+    largest = max(np.abs(crystal.lattice).max(), np.abs(crystal.frac_coords).max())
+    if largest > _LARGEST_NUMBER:  # beyond, the arithmetic below loses its digits or overflows
+        raise InvalidCrystal("not_finite", f"{name}: the lattice or a coordinate is {largest:.3g}, expected at most {_LARGEST_NUMBER:g}")
     if crystal.n_atoms > gate.max_atoms:
         raise InvalidCrystal("too_many_atoms", f"{name}: {crystal.n_atoms} atoms in the cell, the limit is {gate.max_atoms}")
     if elements is not None and (unknown := sorted(set(crystal.composition) - elements)):

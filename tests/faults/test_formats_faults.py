@@ -1,0 +1,171 @@
+"""Files that are broken, hostile or of another kind: each costs one clear line, and nothing beside it is lost."""
+
+import csv
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pymatgen.core import Lattice, Structure
+from pymatgen.io.cif import CifWriter
+from pymatgen.io.vasp import Poscar
+
+from gnome.crystals.cif import CifLimits
+from gnome.crystals.formats import ReadCrystal, ReadLimits, Refusal, read_crystals
+
+SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+LITHIUM_HYDRIDE = Structure(Lattice.cubic(4.1), ["Li", "H"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+def cif(structure: Structure = SALT) -> str:
+    return str(CifWriter(structure))
+
+
+def poscar(structure: Structure = SALT) -> str:
+    return str(Poscar(structure).get_str())
+
+
+def bomb(n_operations: int, n_sites: int) -> str:
+    operations = "\n".join(f"'x+{k / (n_operations + 1):.5f}, y, z'" for k in range(n_operations))
+    sites = "\n".join(f"Na{k} Na {k / n_sites:.4f} {(k * 0.37) % 1:.4f} {(k * 0.61) % 1:.4f} 1" for k in range(n_sites))
+    cell = (
+        "\n".join(f"_cell_length_{axis} 60" for axis in "abc")
+        + "\n"
+        + "\n".join(f"_cell_angle_{angle} 90" for angle in ("alpha", "beta", "gamma"))
+    )
+    columns = "\n".join(f"_atom_site_{name}" for name in ("label", "type_symbol", "fract_x", "fract_y", "fract_z", "occupancy"))
+    return f"data_bomb\n{cell}\nloop_\n_symmetry_equiv_pos_as_xyz\n{operations}\nloop_\n{columns}\n{sites}\n"
+
+
+def refusal(path: Path, limits: ReadLimits | None = None) -> Refusal:
+    (item,) = read_crystals(path, limits)
+    assert isinstance(item, Refusal)
+    assert str(path) in item.message, "the message names the file"
+    assert "\n" not in item.message, "one line"
+    return item
+
+
+def scaled(structure: Structure, factor: float) -> Structure:
+    return Structure(Lattice(structure.lattice.matrix * factor), structure.species, structure.frac_coords)
+
+
+BROKEN: list[tuple[str, str, Callable[[], str | bytes]]] = [
+    ("empty.cif", "empty", lambda: ""),
+    ("garbage.cif", "not_text", lambda: bytes(range(256)) * 40),
+    ("latin.cif", "not_text", lambda: cif().encode() + b"# caf\xe9\xff\n"),
+    ("prose.cif", "malformed", lambda: "This is not a CIF at all.\n" * 20),
+    ("truncated.cif", "malformed", lambda: cif()[:150]),
+    ("half the atoms.cif", "formula_mismatch", lambda: cif()[: cif().rindex("Cl4")].rsplit("\n", 1)[0] + "\n"),
+    ("deuterium.cif", "isotope", lambda: cif(LITHIUM_HYDRIDE).replace(" H ", " D ").replace("H1", "D1")),
+    ("disorder.cif", "disordered", lambda: cif(Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]]))),
+    ("overlap.cif", "overlap", lambda: cif(Structure(Lattice.cubic(5), ["Na", "Cl"], [[0, 0, 0], [0.01, 0, 0]]))),
+    ("superheavy.vasp", "unsupported_element", lambda: poscar().replace("Na", "Og")),
+    ("nan.vasp", "not_finite", lambda: "nan\n1.0\nnan 0 0\n0 4 0\n0 0 4\nNa Cl\n1 1\ndirect\n0 0 0\n0.5 0.5 0.5\n"),
+    ("dense.vasp", "volume", lambda: poscar(scaled(SALT, 0.2))),
+    ("flat.vasp", "volume", lambda: "flat\n1.0\n4 0 0\n0 4 0\n0 0 0\nNa Cl\n1 1\ndirect\n0 0 0\n0.5 0.5 0.5\n"),
+    ("truncated.vasp", "malformed", lambda: "\n".join(poscar().splitlines()[:11])),
+    ("nameless.vasp", "malformed", lambda: "nameless\n1.0\n4 0 0\n0 4 0\n0 0 4\n1 1\ndirect\n0 0 0\n0.5 0.5 0.5\n"),
+    ("announces.vasp", "too_many_atoms", lambda: poscar().replace("4 4", "999999999999 4")),
+    ("truncated.extxyz", "truncated", lambda: '3\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3\nNa 0 0 0\n'),
+    ("molecule.xyz", "not_periodic", lambda: "2\nProperties=species:S:1:pos:R:3\nNa 0 0 0\nCl 2 2 2\n"),
+    ("announces.extxyz", "too_many_atoms", lambda: "999999999\n"),
+    ("truncated.json", "malformed", lambda: json.dumps(SALT.as_dict())[:200]),
+    ("deep.json", "malformed", lambda: "[" * 200_000),
+    ("list of numbers.json", "malformed", lambda: "[7]"),
+    (
+        "nan.json",
+        "not_finite",
+        lambda: json.dumps({"lattice": [[float("nan")] * 3] * 3, "atomic_numbers": [1], "frac_coords": [[0] * 3]}),
+    ),
+    ("no cif.csv", "malformed", lambda: "id,formula\n1,NaCl\n"),
+    ("garbage.parquet", "malformed", lambda: b"PAR1" + bytes(range(256))),
+    ("notes.docx", "unknown_format", lambda: "x"),
+]
+
+
+@pytest.mark.parametrize(("name", "reason", "content"), BROKEN, ids=[name for name, _, _ in BROKEN])
+def test_a_broken_file_is_one_clear_refusal(tmp_path: Path, name: str, reason: str, content: Callable[[], str | bytes]) -> None:
+    text = content()
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert refusal(path).reason == reason
+
+
+def test_a_big_file_is_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "big.vasp").write_text(poscar() + " " * 1000)
+    assert refusal(tmp_path / "big.vasp", ReadLimits(max_text_bytes=1000)).reason == "too_large"
+
+
+def test_a_symmetry_bomb_is_refused_before_it_is_expanded(tmp_path: Path) -> None:
+    (tmp_path / "bomb.cif").write_text(bomb(1200, 60))
+    started = time.monotonic()
+    assert refusal(tmp_path / "bomb.cif").reason == "too_large"
+    assert time.monotonic() - started < 20
+
+
+def test_a_slow_cif_is_killed_when_its_time_is_up(tmp_path: Path) -> None:
+    (tmp_path / "slow.cif").write_text(bomb(400, 60))
+    started = time.monotonic()
+    assert refusal(tmp_path / "slow.cif", ReadLimits(cif=CifLimits(seconds=1.0))).reason == "too_slow"
+    assert time.monotonic() - started < 20
+
+
+def test_a_middling_cif_is_read_in_its_own_process(tmp_path: Path) -> None:
+    (tmp_path / "salt.cif").write_text(cif())
+    limits = ReadLimits(cif=CifLimits(max_product_here=0, seconds=120.0))
+    (item,) = read_crystals(tmp_path / "salt.cif", limits)
+    assert isinstance(item, ReadCrystal)
+    assert item.crystal.composition == {11: 4, 17: 4}
+    (tmp_path / "disorder.cif").write_text(cif(Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])))
+    assert refusal(tmp_path / "disorder.cif", limits).reason == "disordered"
+
+
+def test_json_names_no_module_that_is_then_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"@module": "this", "@class": "s", "structure": {"@module": "this", "@class": "s"}}
+    (tmp_path / "hostile.json").write_text(json.dumps(record))
+    assert refusal(tmp_path / "hostile.json").reason == "malformed"
+    assert "Zen" not in capsys.readouterr().out
+
+
+def test_an_absurd_energy_is_refused(tmp_path: Path) -> None:
+    record = {"structure": SALT.as_dict(), "entry_id": "x", "energy": -1e9, "correction": 0.0}
+    (tmp_path / "absurd.json").write_text(json.dumps(record))
+    (item,) = read_crystals(tmp_path / "absurd.json")
+    assert isinstance(item, Refusal)
+    assert item.reason == "energy"
+
+
+def test_one_bad_structure_in_a_folder_of_a_thousand(tmp_path: Path) -> None:
+    text = poscar()
+    for number in range(1000):
+        (tmp_path / f"{number:04d}.vasp").write_text(text if number != 500 else text[:60])
+    items = list(read_crystals(tmp_path))
+    refused = [item for item in items if isinstance(item, Refusal)]
+    assert len(items) == 1000
+    assert [Path(item.label).name for item in refused] == ["0500.vasp"]
+
+
+def test_a_bad_row_or_line_costs_only_itself(tmp_path: Path) -> None:
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "cif"], ["a", cif()], ["b", "nonsense"], ["c", ""], ["d", cif()]])
+    good = json.dumps(SALT.as_dict())
+    (tmp_path / "lines.jsonl").write_text(f"{good}\n{{oops\n{good}\n")
+    frame = '2\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3\nNa 0 0 0\nCl 2 2 2\n'
+    (tmp_path / "frames.extxyz").write_text(frame + frame.replace("Cl 2", "Xy 2") + frame)
+    outcomes = {
+        name: [isinstance(item, ReadCrystal) for item in read_crystals(tmp_path / name)]
+        for name in ("table.csv", "lines.jsonl", "frames.extxyz")
+    }
+    assert outcomes == {
+        "table.csv": [True, False, False, True],
+        "lines.jsonl": [True, False, True],
+        "frames.extxyz": [True, False, True],
+    }
+
+
+def test_too_many_structures_stop_the_reading(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text((json.dumps(SALT.as_dict()) + "\n") * 5)
+    items = list(read_crystals(tmp_path / "lines.jsonl", ReadLimits(max_structures=3)))
+    assert [isinstance(item, ReadCrystal) for item in items] == [True, True, True, False]
