@@ -20,7 +20,7 @@ class Assessed:
     assessments: tuple[Assessment, ...]
 
 
-def crystal_record(
+def crystal_record(  # noqa: PLR0913 - what a row is made of
     crystal: Crystal,
     method: Method,
     *,

@@ -1,6 +1,7 @@
 """A campaign as a Prefect flow: rounds and retrainings as subflows."""
 
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import flow
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
@@ -20,7 +21,9 @@ def campaign_flow(
     """Run a campaign; its shards are tasks, its progress and its table are artifacts.  Returns one row a round."""
     limits = CampaignSettings(**campaign)
     wanted = RoundSettings.from_dict(round_settings)
-    progress = create_progress_artifact(progress=0.0, key="campaign-progress", description="Share of the stages that are done")
+    progress = cast(
+        UUID, create_progress_artifact(progress=0.0, key="campaign-progress", description="Share of the stages that are done")
+    )  # a flow that is not async gets the id itself
     done = 0
     n_stages = limits.rounds * len(STAGES)
 
@@ -32,7 +35,7 @@ def campaign_flow(
             update_progress_artifact(progress, progress=min(100.0, 100.0 * done / n_stages))
         return result
 
-    with open_workspace(Settings(**settings), evaluator=wanted.evaluator) as workspace:
+    with open_workspace(Settings(**settings), evaluator=wanted.evaluator, resume=True) as workspace:
         rounds = resume_campaign(workspace, limits, run=run) if resume else run_campaign(workspace, wanted, limits, run=run)
         for record in rounds:
             leave_artifacts(workspace, record)

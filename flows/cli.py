@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or unusable input, 130 interrupted.  E
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -41,7 +42,8 @@ def _plain(value: Any) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; deliberate errors become one line."""
-    from flows import cli_database, cli_loop, cli_models  # noqa: F401, PLC0415 - they register their commands
+    for module in ("cli_loop", "cli_models", "cli_database"):  # importing registers their commands
+        import_module(f"flows.{module}")
 
     try:
         app(args=list(arguments) if arguments is not None else None, standalone_mode=True)

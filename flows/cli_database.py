@@ -48,9 +48,11 @@ def query_command(
     elif form == "table":
         _print_table(rows, total)
     else:
-        from gnome.crystals.formats import write_text  # noqa: PLC0415
+        from gnome.crystals.formats import ReadCrystal  # noqa: PLC0415
+        from gnome.crystals.writers import to_cif, to_extxyz  # noqa: PLC0415
 
-        sys.stdout.write(write_text([(row[Quantity.ID], row["crystal"]) for row in rows], form))
+        items = [ReadCrystal(label=row[Quantity.ID], crystal=row["crystal"]) for row in rows]
+        sys.stdout.write(to_extxyz(items) if form == "extxyz" else "".join(to_cif(item) for item in items))
     if len(rows) < total and form != "table":
         sys.stderr.write(f"gnome: {len(rows)} of {total} crystals shown; raise --limit for more\n")
 
@@ -76,7 +78,7 @@ def _cell(value: Any) -> str:
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:
     writer = csv.writer(sys.stdout)
-    names = [name for name in rows[0] if name not in {"versions"}] if rows else list(_COLUMNS)
+    names = [name for name in rows[0] if name != "versions"] if rows else list(_COLUMNS)
     writer.writerow(names)
     for row in rows:
         writer.writerow([_competing(row) if name == Quantity.DECOMPOSES_TO else row[name] for name in names])
@@ -110,7 +112,7 @@ def show_command(
     console = Console()
     for name, value in stored.row.items():
         shown = products(stored.row) if name == Quantity.DECOMPOSES_TO else value
-        if shown not in (None, "", {}):
+        if shown or shown == 0:
             console.print(f"[bold]{name:>24}[/bold]  {shown}", highlight=False)
     lengths = [f"{sum(x * x for x in row) ** 0.5:.4f}" for row in stored.crystal.lattice]
     console.print(f"[bold]{'cell lengths':>24}[/bold]  {' '.join(lengths)} angstrom", highlight=False)

@@ -64,23 +64,9 @@ def discover(
     settings = Settings()
     wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, formulas, seed)
     console = Console(stderr=as_json)
-    with open_workspace(settings, evaluator=wanted.evaluator, listener=Bars(console)) as workspace:
-        interrupted = workspace.store.open_round()
-        if interrupted is not None:
-            console.print(
-                f"Going on with round {interrupted.number}, which was interrupted, with the settings it began with.",
-                highlight=False,
-            )
-            workspace = _of_round(workspace, interrupted.settings)
+    with open_workspace(settings, evaluator=wanted.evaluator, listener=Bars(console), resume=True) as workspace:
         record = run_round(workspace, wanted)
         report_round(workspace.store, record, console, as_json=as_json)
-
-
-def _of_round(workspace: Any, stored: Any) -> Any:
-    """Work with the evaluator that the round began with."""
-    from dataclasses import replace  # noqa: PLC0415
-
-    return replace(workspace, evaluator_name=str(stored["evaluator"]))
 
 
 def report_round(store: Any, record: Any, console: Console, *, as_json: bool) -> None:
@@ -158,13 +144,7 @@ def _campaign(
     console = Console(stderr=as_json)
     limits = CampaignSettings(**campaign)
     if plain:
-        with open_workspace(settings, evaluator=wanted.evaluator, listener=Bars(console)) as workspace:
-            latest = (
-                workspace.store.open_round() or (workspace.store.rounds() or [None])[-1]
-                if resume
-                else workspace.store.open_round()
-            )
-            workspace = workspace if latest is None else _of_round(workspace, latest.settings)
+        with open_workspace(settings, evaluator=wanted.evaluator, listener=Bars(console), resume=True) as workspace:
             if resume:
                 resume_campaign(workspace, limits)
             else:

@@ -1,24 +1,27 @@
 """Handing crystals to an evaluator and storing every answer as it comes."""
 
-import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 from dft_stub.evaluator import Evaluation, Evaluator
 from flows.records import evaluation_record
 from flows.workspace import Workspace
 from gnome.crystals.crystal import Crystal
-
-POLL_SECONDS: Final = 0.2
+from gnome.errors import EvaluatorUnavailable
 
 
 def answers(evaluator: Evaluator, crystals: Mapping[str, Crystal]) -> Iterator[Evaluation]:
-    """Hand crystals in and yield every answer as it comes."""
+    """Hand crystals in and yield every answer as it comes.
+
+    Raises EvaluatorUnavailable at the end when some have no answer yet: what is asked again later is answered then.
+    """
     ticket = evaluator.submit(crystals)
-    while evaluator.pending(ticket):
-        yield from evaluator.collect(ticket)
-        if evaluator.pending(ticket):
-            time.sleep(POLL_SECONDS)
+    yield from evaluator.collect(ticket)
+    if waiting := evaluator.pending(ticket):
+        raise EvaluatorUnavailable(
+            f"{len(waiting)} of {len(crystals)} evaluations by {evaluator.name} have no answer yet; "
+            "give the same command again when they have"
+        )
 
 
 def evaluate_crystals(workspace: Workspace, number: int, crystals: Mapping[str, Crystal]) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def evaluate_crystals(workspace: Workspace, number: int, crystals: Mapping[str, 
     failures: dict[str, int] = {}
     with workspace.listener.stage("evaluating", len(crystals), "crystals") as count:
         count(len(crystals) - len(waiting))
-        for evaluation in answers(workspace.evaluator(), waiting):
+        for evaluation in answers(workspace.evaluator, waiting):
             workspace.store.add_evaluations([evaluation_record(evaluation, number)])
             if evaluation.failure is not None:
                 failures[str(evaluation.failure)] = failures.get(str(evaluation.failure), 0) + 1

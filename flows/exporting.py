@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from gnome.crystals.formats import write_crystals
-
+from gnome.crystals.formats import ReadCrystal
 from gnome.crystals.shards import write_shard
+from gnome.crystals.writers import write_crystals
 from gnome.database.query import query
 from gnome.database.store import Store
 from gnome.errors import InvalidInput
@@ -27,5 +27,11 @@ def export_crystals(store: Store, out: Path, where: str = "") -> int:
     if out.suffix == ".parquet":
         write_shard(out, crystals, columns)
     else:
-        write_crystals(out, crystals, columns)
+        write_crystals(
+            out,
+            [
+                ReadCrystal(label=row[Quantity.ID], crystal=row["crystal"], fields={str(name): row[name] for name in _COLUMNS})
+                for row in rows
+            ],
+        )
     return len(rows)

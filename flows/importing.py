@@ -4,16 +4,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
-
 from dft_stub.evaluator import Evaluation
 from flows.assess import crystal_record, update_hull
 from flows.evaluating import answers
 from flows.workspace import Workspace
 from gnome.crystals.crystal import Crystal
+from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
 from gnome.crystals.identity import keys_to_search, same_crystal
 from gnome.database.records import CrystalRecord
 from gnome.errors import EvaluatorUnavailable, InvalidInput
+from gnome.quantities import Quantity
 from gnome.stability.method import Method
 from gnome.stability.references import ElementalReferences
 
@@ -41,14 +41,14 @@ def import_crystals(workspace: Workspace, source: Path, *, method_name: str = ""
             refused.append(item)
         else:
             good.append(item)
-    with_energy = [item for item in good if item.energy_per_atom is not None]
+    with_energy = [item for item in good if _energy(item) is not None]
     if with_energy and not method_name:
         raise InvalidInput(f"{source}: {len(with_energy)} crystals come with energies; name their method with --method")
     if with_energy:
         refused += [
             Refusal(label=item.label, reason="no_energy", message="no energy, where others of this import have one")
             for item in good
-            if item.energy_per_atom is None
+            if _energy(item) is None
         ]
         return _import_energies(workspace, with_energy, refused, method_name)
     return _import_structures(workspace, good, refused)
@@ -59,18 +59,16 @@ def _import_energies(workspace: Workspace, items: Sequence[ReadCrystal], refused
     references = _references(workspace, items, method)
     records = []
     for item in items:
-        assert item.energy_per_atom is not None  # noqa: S101 - the caller's choice of items
+        energy, correction = _energy(item) or 0.0, _correction(item)
         try:
-            e_form = references.formation_energy_per_atom(
-                item.crystal.composition, item.energy_per_atom, item.correction_per_atom
-            )
+            e_form = references.formation_energy_per_atom(item.crystal.composition, energy, correction)
             records.append(
                 crystal_record(
                     item.crystal,
                     method,
                     e_form_per_atom=e_form,
-                    energy_per_atom=item.energy_per_atom,
-                    correction_per_atom=item.correction_per_atom,
+                    energy_per_atom=energy,
+                    correction_per_atom=correction,
                     origin="imported",
                     source=item.label,
                 )
@@ -91,7 +89,7 @@ def _references(workspace: Workspace, items: Iterable[ReadCrystal], method: Meth
         for stored in workspace.store.crystals_of(method.label)
         if stored.row["energy_per_atom"] is not None
     ]
-    elements += [(item.crystal, (item.energy_per_atom or 0.0) + item.correction_per_atom) for item in items]
+    elements += [(item.crystal, (_energy(item) or 0.0) + _correction(item)) for item in items]
     for crystal, energy in elements:
         if len(crystal.composition) == 1:
             (z,) = crystal.composition
@@ -101,7 +99,7 @@ def _references(workspace: Workspace, items: Iterable[ReadCrystal], method: Meth
 
 def _import_structures(workspace: Workspace, items: Sequence[ReadCrystal], refused: list[Refusal]) -> Imported:
     """Relax and store as answers come, so that an interrupted import goes on where it stopped."""
-    evaluator = workspace.evaluator()
+    evaluator = workspace.evaluator
     method = evaluator.method
     done = {stored.row["source"] for stored in workspace.store.crystals_of(method.label)}
     waiting: dict[str, ReadCrystal] = {}
@@ -139,6 +137,15 @@ def _imported(evaluation: Evaluation, method: Method, source: str) -> CrystalRec
         origin="imported",
         source=source,
     )
+
+
+def _energy(item: ReadCrystal) -> float | None:
+    value = item.fields.get(Quantity.ENERGY_PER_ATOM)
+    return None if value is None else float(value)
+
+
+def _correction(item: ReadCrystal) -> float:
+    return float(item.fields.get(Quantity.CORRECTION_PER_ATOM) or 0.0)
 
 
 def _source(item: ReadCrystal) -> str:

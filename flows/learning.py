@@ -26,6 +26,7 @@ from gnome.models.metrics import bootstrap, mean_absolute_error
 from gnome.models.recipes import EnsembleSettings, train_member
 from gnome.models.training import EpochRecord, Labelled, TrainSettings
 from gnome.quantities import Quantity
+from gnome.stability.method import Method
 from pipelines.screening import ScreeningSettings, fit_offset, predict_energies
 
 FINE_TUNING = TrainSettings(epochs=8, batch_size=32, learning_rate=2e-4, volume_jitter=0.2, save_every=1)
@@ -63,7 +64,7 @@ def load_validation(method: str) -> ValidationSet:
     """Load the shipped validation set; raises InvalidInput when it is of another method than the hull's."""
     path = shipped_data() / "validation.parquet"
     crystals, columns, metadata = read_shard(path)
-    label = metadata.get("method_label")
+    label = Method.from_dict(metadata["method"]).label
     if label != method:
         raise InvalidInput(
             f"{path} holds energies of {label}, the hull is of {method}; retraining needs a validation set of its method"
@@ -136,7 +137,7 @@ def training_examples(rows: list[TrainingRow], elements: frozenset[int]) -> tupl
 def validation_error(
     model: EnergyModel, validation: ValidationSet, correction: Callable[[dict[int, int]], float] | None = None
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Absolute errors (n,) of the filter's predictions on the validation set, eV/atom; crystals with unknown elements count as 1 eV/atom off."""
+    """Absolute errors (n,) of the filter's predictions on the validation set, eV/atom; unknown elements count as 1 eV/atom off."""
     known = np.array([set(crystal.composition) <= model.elements for crystal in validation.crystals])
     errors = np.ones(len(known))
     crystals = [crystal for crystal, ok in zip(validation.crystals, known, strict=True) if ok]

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from dft_stub.registry import make_evaluator
-from gnome.crystals.formats import Refusal, read_crystals, write_crystals
-
 from flows.evaluating import answers
 from flows.progress import Listener
 from flows.settings import Settings, shipped_data
 from flows.workspace import Workspace
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
+from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
 from gnome.crystals.shards import write_shard
+from gnome.crystals.writers import write_crystals
 from gnome.database.store import Store
 from gnome.errors import DatabaseUnavailable
 from gnome.models.ensemble import StructuralEnsemble
@@ -56,10 +56,8 @@ def predict_files(settings: Settings, files: Sequence[Path], *, model: Path | No
             )
         else:
             known.append((row, crystal))
-    if volumes == 1:
-        scales = ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0)
-    else:
-        scales = ScreeningSettings(n_scales=volumes)
+    as_it_is = ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0)
+    scales = as_it_is if volumes == 1 else ScreeningSettings(n_scales=volumes)
     energies = predict_energies(ensemble, [crystal for _, crystal in known], scales)
     for i, (row, _) in enumerate(known):
         row[Quantity.E_FORM_PER_ATOM] = float(energies.e_form_per_atom[i])
@@ -108,11 +106,18 @@ def evaluate_files(
             if evaluation.failure is not None:
                 row[Quantity.REFUSED] = f"{evaluation.failure}: {evaluation.message}"
     if out is not None and relaxed:
-        order = sorted(relaxed)
-        columns = {
-            str(name): [usable[i][0][name] for i in order]
-            for name in (Quantity.ENERGY_PER_ATOM, Quantity.E_FORM_PER_ATOM, "input")
-        }
-        write = write_shard if out.suffix == ".parquet" else write_crystals
-        write(out, [relaxed[i] for i in order], columns)
+        _write(out, [(usable[i][0], relaxed[i]) for i in sorted(relaxed)])
     return rows
+
+
+def _write(out: Path, relaxed: Sequence[tuple[Row, Crystal]]) -> None:
+    names = (Quantity.ENERGY_PER_ATOM, Quantity.E_FORM_PER_ATOM, Quantity.METHOD)
+    if out.suffix == ".parquet":
+        columns = {str(name): [row[name] for row, _ in relaxed] for name in names}
+        write_shard(out, [crystal for _, crystal in relaxed], columns)
+        return
+    items = (
+        ReadCrystal(label=str(row["input"]), crystal=crystal, fields={str(name): row[name] for name in names})
+        for row, crystal in relaxed
+    )
+    write_crystals(out, items)

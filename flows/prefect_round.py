@@ -57,7 +57,7 @@ def run_as_task(workspace: Workspace, number: int, stage: str, shard: int) -> Re
 def round_flow(settings: dict[str, Any], round_settings: dict[str, Any], campaign_until: int | None = None) -> dict[str, Any]:
     """Run one round and leave its table behind as artifacts; returns the round's summary."""
     wanted = RoundSettings.from_dict(round_settings)
-    with open_workspace(Settings(**settings), evaluator=wanted.evaluator) as workspace:
+    with open_workspace(Settings(**settings), evaluator=wanted.evaluator, resume=True) as workspace:
         record = run_round(workspace, wanted, run=run_as_task, campaign_until=campaign_until)
         leave_artifacts(workspace, record)
         return {"round": record.number, **(record.summary or {})}

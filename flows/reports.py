@@ -38,11 +38,9 @@ def products(row: Mapping[str, Any]) -> str:
 def discovery_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """One line a crystal."""
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for name, justify in (
-        ("id", "left"), ("formula", "left"), ("prototype", "left"), ("space group", "right"), ("e_form eV/atom", "right"),
-        ("e_above_hull", "right"), ("parent", "left"), ("competes with", "left"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify, overflow="fold")
+    numbers = {"space group", "e_form eV/atom", "e_above_hull"}
+    for name in ("id", "formula", "prototype", "space group", "e_form eV/atom", "e_above_hull", "parent", "competes with"):
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(
             str(row[Quantity.ID]),
@@ -75,8 +73,10 @@ def round_lines(record: RoundRecord) -> list[str]:
     failures = ", ".join(f"{count} {reason}" for reason, count in summary["failures"].items())
     rate = "no evaluation" if summary["hit_rate"] is None else f"{summary['hit_rate']:.0%}"
     lines = [
-        f"Round {record.number}: {summary['n_candidates']} candidates proposed, {summary['n_screened']} given the full filter, "
-        f"{n} evaluated.",
+        (
+            f"Round {record.number}: {summary['n_candidates']} candidates proposed, {summary['n_screened']} given the full filter, "
+            f"{n} evaluated."
+        ),
         f"Hit rate {rate}: {summary['n_hits']} of {n} evaluations converged to a new crystal within 1 meV/atom of the hull "
         f"before the round, or below it ({summary['n_converged']} converged, {summary['n_novel']} of them new"
         + (f"; failures: {failures})." if failures else ")."),

@@ -14,7 +14,7 @@ def seed_if_empty(workspace: Workspace) -> int:
 
     The seeds carry energies of the default evaluator; for another one nothing is stored (its seeds are imported with `gnome import`).
     """
-    wanted = workspace.evaluator().method.label
+    wanted = workspace.evaluator.method.label
     if workspace.store.hull_entries(wanted):
         return 0
     path = shipped_data() / "seeds.parquet"

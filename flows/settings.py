@@ -57,7 +57,8 @@ class RoundSettings:
     """What one round does; kept with the round, so that an interrupted one goes on as it began.
 
     `elements`: symbols that candidates may consist of; all when empty.  `n_candidates` are proposed, the best `n_screened` of a
-    first look get the full filter, `budget` of them are evaluated.  Limits count attempts, never seconds.
+    first look get the full filter (all members at `n_scales` volumes between two factors), `budget` of them are evaluated.
+    Limits count attempts, never seconds.
     `n_formulas` and `structures_per_formula` are the compositional pipeline's.  `max_atoms` bounds a candidate's cell.
     """
 
@@ -65,11 +66,12 @@ class RoundSettings:
     elements: tuple[str, ...] = ()
     evaluator: str = "chgnet"
     n_candidates: int = 6000
-    n_screened: int = 800
+    n_screened: int = 1500
     budget: int = 60
     seed: int = 0
-    n_scales: int = 20
-    first_look_scales: int = 3
+    n_scales: int = 5
+    smallest_scale: float = 0.9
+    largest_scale: float = 1.1
     max_atoms: int = 20
     n_formulas: int = 30
     structures_per_formula: int = 20

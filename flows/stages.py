@@ -15,7 +15,7 @@ import numpy as np
 from flows.assess import assess, is_hit, update_hull
 from flows.evaluating import evaluate_crystals
 from flows.learning import retrain
-from flows.proposing import allowed_elements, candidates_of, propose_compositional, propose_structural
+from flows.proposing import allowed_elements, propose_compositional, propose_structural
 from flows.records import candidate_from, prediction_from, prediction_record
 from flows.seeding import seed_if_empty
 from flows.settings import RoundSettings
@@ -24,6 +24,7 @@ from gnome.database.leases import hold_round
 from gnome.database.records import RoundRecord
 from gnome.errors import RoundBusy
 from gnome.models.ensemble import StructuralEnsemble
+from gnome.quantities import Quantity
 from pipelines.candidate import Candidate
 from pipelines.offset import Offset
 from pipelines.screening import Prediction, ScreeningSettings, fit_offset, screen
@@ -59,10 +60,10 @@ def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign_until
     """Start a round after checking that its elements and evaluator can be served."""
     seed_if_empty(workspace)
     workspace.register_shipped_models()
-    method = workspace.evaluator().method
+    method = workspace.evaluator.method
     workspace.store.add_method(method)
     model, hull = workspace.structural_model(), workspace.hull(method.label)
-    allowed_elements(settings, model.elements, hull.elements, workspace.evaluator().elements)
+    allowed_elements(settings, model.elements, hull.elements, workspace.evaluator.elements)
     kept = {"method": method.label, "model": model.model_id, "campaign_until": campaign_until}
     return workspace.store.start_round({**settings.to_dict(), **kept}, settings.seed)
 
@@ -149,9 +150,10 @@ def _propose(workspace: Workspace, number: int, shard: int) -> Result:
     settings = round_settings(workspace, number)
     hull = workspace.hull(round_method(workspace, number), before_round=number)
     model = workspace.structural_model()
-    elements = allowed_elements(settings, model.elements, hull.elements, workspace.evaluator().elements)
-    propose = {"structural": propose_structural, "compositional": propose_compositional}[settings.pipelines[shard]]
-    return dict(propose(workspace, number, settings, hull, elements))
+    elements = allowed_elements(settings, model.elements, hull.elements, workspace.evaluator.elements)
+    if settings.pipelines[shard] == "structural":
+        return propose_structural(workspace, number, settings, hull, elements)
+    return propose_compositional(workspace, number, settings, hull, elements)
 
 
 def _calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
@@ -160,14 +162,14 @@ def _calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
     model = workspace.structural_model()
     if model.method == method:
         return {"offset": None, "note": ""}
-    known = [stored for stored in workspace.store.crystals_of(method) if (stored.row["round"] or 0) < number]
+    known = list(workspace.store.crystals_of(method, before_round=number))
     known = [stored for stored in known if stored.crystal.n_atoms <= round_settings(workspace, number).max_atoms]
-    chosen = known[:: max(1, len(known) // MAX_CALIBRATION)]
+    fitted = known[:: -(-len(known) // MAX_CALIBRATION)]
     with workspace.listener.stage("calibrating the ensemble", 1, "fit") as count:
         offset = fit_offset(
             model,
-            [stored.crystal for stored in chosen],
-            [float(stored.row["e_form_per_atom"]) for stored in chosen],
+            [stored.crystal for stored in fitted],
+            [float(stored.row[Quantity.E_FORM_PER_ATOM]) for stored in fitted],
             method=method,
             settings=full_filter(round_settings(workspace, number)),
         )
@@ -176,17 +178,18 @@ def _calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
 
 
 MAX_CALIBRATION: Final = 500
-"""Crystals that the offset is fitted on, at most about twice as many."""
+"""Crystals that the offset is fitted on, at most."""
 
 
 def full_filter(settings: RoundSettings) -> ScreeningSettings:
-    """All members at all volumes."""
-    return ScreeningSettings(n_scales=settings.n_scales)
+    """All members at all volumes of the round's settings."""
+    return ScreeningSettings(
+        n_scales=settings.n_scales, smallest_scale=settings.smallest_scale, largest_scale=settings.largest_scale
+    )
 
 
-def first_look(settings: RoundSettings) -> ScreeningSettings:
-    """Few volumes nearer to the guess; one member looks."""
-    return ScreeningSettings(n_scales=settings.first_look_scales, smallest_scale=0.9, largest_scale=1.1)
+FIRST_LOOK: Final = ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0)
+"""The volume as it was guessed; one member looks."""
 
 
 def offset_of(workspace: Workspace, number: int) -> Offset | None:
@@ -196,14 +199,12 @@ def offset_of(workspace: Workspace, number: int) -> Offset | None:
 
 
 def _look(workspace: Workspace, number: int, shard: int) -> Result:
-    """Take a cheap first look at a thousand candidates: one member of the ensemble, few volumes."""
+    """Take a cheap first look at a thousand candidates: one member of the ensemble, one volume."""
     ids = workspace.store.candidate_ids_of_round(number)[shard * LOOK_SHARD : (shard + 1) * LOOK_SHARD]
     ensemble = workspace.structural_model()
     model = StructuralEnsemble(ensemble.members[:1], ensemble.card)
     candidates = _load(workspace, ids)
-    predictions, refusals = _screen(
-        workspace, number, candidates, model, first_look(round_settings(workspace, number)), "first look"
-    )
+    predictions, refusals = _screen(workspace, number, candidates, model, FIRST_LOOK, "first look")
     ranked = sorted((round(p.decomposition_energy, 6), p.candidate_id) for p in predictions)
     return {"ranked": ranked, "refused": refusals}
 
@@ -319,5 +320,3 @@ _WORK: Final[Mapping[str, Callable[[Workspace, int, int], Result]]] = {
     "assess": _assess,
     "retrain": _retrain,
 }
-
-__all__ = ["STAGES", "candidates_of", "run_round", "run_shard"]

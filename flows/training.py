@@ -66,12 +66,9 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
             f"{len(split.train)} examples to train and {len(split.validation)} to validate on (split by the hash of the formula); "
             f"at least {MIN_EXAMPLES} of each are needed"
         )
-    shape = {"scale": float(targets[split.train].std()) or 1.0, "shift": float(targets[split.train].mean())}
-    network = (
-        StructuralSettings(width=request.width, **shape)
-        if request.kind == "structural"
-        else CompositionalSettings(width=request.width, **shape)
-    )
+    scale, shift = float(targets[split.train].std()) or 1.0, float(targets[split.train].mean())
+    kind = StructuralSettings if request.kind == "structural" else CompositionalSettings
+    network = kind(width=request.width, scale=scale, shift=shift)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     recipe = EnsembleSettings(
         network=network,

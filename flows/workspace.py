@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from dft_stub.registry import make_evaluator
-
 from dft_stub.evaluator import Evaluator
+from dft_stub.registry import make_evaluator
 from flows.progress import Listener, Silent
 from flows.settings import Settings, shipped_data
 from gnome.database.ledger import Ledger
@@ -26,7 +26,7 @@ SHIPPED = "shipped:"
 class Workspace:
     """What every stage is given.
 
-    `evaluator_name` decides the method, and so the hull; the evaluator itself is made by the stage that runs it.
+    `evaluator_name` decides the method, and so the hull.
     """
 
     store: Store
@@ -34,14 +34,21 @@ class Workspace:
     evaluator_name: str
     listener: Listener = field(default_factory=Silent)
 
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The evaluator; its worker processes start with the first crystal it is given."""
+        name = self.evaluator_name
+        if name.startswith("recorded:"):
+            return make_evaluator(name, wait=True)
+        if name == "chgnet":
+            return make_evaluator(name, workers=self.settings.workers)
+        kept = self.settings.data_folder / "references" / f"{name}.json"
+        return make_evaluator(name, workers=self.settings.workers, references_path=kept)
+
     @property
     def ledger(self) -> Ledger:
         """The ledger of the database."""
         return Ledger(self.store)
-
-    def evaluator(self) -> Evaluator:
-        """Make the evaluator."""
-        return make_evaluator(self.evaluator_name, workers=self.settings.workers)
 
     def hull(self, method: str, *, before_round: int | None = None) -> ConvexHull:
         """Build the hull of a method, as it stands or as it stood before a round.
@@ -97,8 +104,23 @@ class Workspace:
 
 @contextmanager
 def open_workspace(
-    settings: Settings, *, evaluator: str | None = None, listener: Listener | None = None, read_only: bool = False
+    settings: Settings, *, evaluator: str | None = None, listener: Listener | None = None, resume: bool = False
 ) -> Iterator[Workspace]:
-    """Open the database of these settings and close it at the end."""
-    with Store.open(settings.database, read_only=read_only) as store:
-        yield Workspace(store, settings, evaluator or settings.evaluator, listener or Silent())
+    """Open the database of these settings; at the end it is closed and worker processes are ended.
+
+    With `resume`, an unfinished round's own evaluator is used, whatever is asked for.
+    """
+    listener = listener or Silent()
+    with Store.open(settings.database) as store:
+        name = evaluator or settings.evaluator
+        unfinished = store.open_round() if resume else None
+        if unfinished is not None:
+            name = str(unfinished.settings["evaluator"])
+            listener.say(f"Going on with round {unfinished.number}, which was interrupted, with the settings it began with.")
+        workspace = Workspace(store, settings, name, listener)
+        try:
+            yield workspace
+        finally:
+            close = getattr(vars(workspace).get("evaluator"), "close", None)
+            if close is not None:
+                close()

@@ -62,7 +62,10 @@ class Generator(Protocol):
     call are the same crystal; nothing proposed fails the geometric gate.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Short name for lineages."""
+        ...
 
     def propose(self, parents: Sequence[Crystal], *, limit: int, seed: int) -> Iterator[Candidate]:
         """Yield at most `limit` candidates."""

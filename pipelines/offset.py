@@ -5,7 +5,7 @@ Energies of two methods never meet on a hull.  A prediction that was carried ove
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,6 +56,15 @@ class Offset:
         """Correction (eV/atom) to add to the formation energy of a composition."""
         total = sum(composition.values())
         return self.intercept + sum(float(self.per_element[z]) * n for z, n in composition.items()) / total
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain fields, for JSON."""
+        return {**vars(self), "per_element": self.per_element.tolist()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Rebuild what `to_dict` gave."""
+        return cls(**{**stored, "per_element": np.array(stored["per_element"])})
 
     @property
     def note(self) -> str:
