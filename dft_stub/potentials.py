@@ -3,22 +3,12 @@
 A `Potential` is light and can be sent to a worker process; `calculator()` does the loading, in the process that will use it.
 """
 
-import contextlib
-import hashlib
-import io
-import warnings
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import chgnet
-import torch
 from ase.calculators.calculator import Calculator
-from chgnet.model.dynamics import CHGNetCalculator
-from chgnet.model.model import CHGNet
 
-from gnome.errors import EvaluatorUnavailable
 from gnome.stability.method import Method
 
 MPTRJ_ELEMENTS: Final = frozenset(range(1, 95)) - {84, 85, 86, 87, 88}
@@ -52,16 +42,6 @@ class Potential(Protocol):
         ...
 
 
-class _QuietCalculator(CHGNetCalculator):
-    """CHGNet's calculator without torch's remark on how CHGNet 0.4.2 takes the volumes."""
-
-    def calculate(self, *args: Any, **kwargs: Any) -> None:
-        """Calculate as CHGNet does."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Converting a tensor with requires_grad", UserWarning)
-            super().calculate(*args, **kwargs)
-
-
 class CHGNetPotential:
     """CHGNet 0.3.0 from the weights inside its own package (Deng et al., Nat. Mach. Intell. 5, 1031 (2023)).
 
@@ -86,20 +66,6 @@ class CHGNetPotential:
 
         Raises EvaluatorUnavailable when the weights are missing or are not the known file: they are a pickle, so nothing else is opened.
         """
-        check_sha256(Path(chgnet.__file__).parent / "pretrained" / CHGNET_VERSION / _CHGNET_FILE, _CHGNET_SHA256)
-        torch.set_num_threads(1)
-        with contextlib.redirect_stdout(io.StringIO()):  # both print a line about the device
-            model = CHGNet.load(model_name=CHGNET_VERSION, use_device="cpu", verbose=False)
-            return _QuietCalculator(model=model, use_device="cpu", on_isolated_atoms="error")
+        from dft_stub.chgnet_calculator import load_calculator  # noqa: PLC0415  # loads torch, which only this potential needs
 
-
-def check_sha256(path: Path, expected: str) -> None:
-    """Refuse a weights file that is missing or altered."""
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise EvaluatorUnavailable(f"weights {path} cannot be read ({error}); reinstall chgnet") from None
-    if digest != expected:
-        raise EvaluatorUnavailable(
-            f"weights {path} have sha256 {digest[:12]}..., expected {expected[:12]}...; not loaded, reinstall chgnet 0.4.2"
-        )
+        return load_calculator(CHGNET_VERSION, _CHGNET_FILE, _CHGNET_SHA256)

@@ -22,7 +22,7 @@ _GPAW_KEYWORDS: Final = {"mode": {"name": "pw", "ecut": 400}, "xc": "PBE", "kpts
 def make_evaluator(name: str, **options: Any) -> Evaluator:
     """Make the evaluator of that name.
 
-    Options: `workers`, `settings` (RelaxSettings), `limits` (WorkerLimits) for all that relax; `keywords`, `silent_keywords`,
+    Options: `workers` for all; `settings` (RelaxSettings) and `limits` (WorkerLimits) for all that relax; `keywords`, `silent_keywords`,
     `references_path`, `ground_states` for ASE calculators; `wait` for recorded answers.
     Raises InvalidInput for a name or option that does not exist, EvaluatorUnavailable when what it needs is not there.
     """
@@ -47,7 +47,7 @@ def _maker(name: str) -> Callable[..., Evaluator]:
     raise InvalidInput(f"no evaluator is called {name!r}; there are {known}")
 
 
-def _recorded(path: str, *, wait: bool = False) -> Evaluator:
+def _recorded(path: str, *, wait: bool = False, workers: int | None = None) -> Evaluator:  # noqa: ARG001  # looking up needs none
     from dft_stub.recorded import RecordedEvaluator  # noqa: PLC0415
 
     if not path:
