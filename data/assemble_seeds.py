@@ -35,6 +35,9 @@ class Relaxed(NamedTuple):
     observed: bool
 
 
+MAX_SEED_E_FORM = 1.0
+"""eV/atom: a known crystal that comes out higher is one whose listed structure, or CHGNet, is wrong."""
+
 Outcomes = Sequence[tuple[Job, Relaxation]]
 Refusals = list[tuple[str, str, str]]
 
@@ -44,7 +47,7 @@ def write_seeds(outcomes: Outcomes, method: Method, folder: Path) -> list[Crysta
     refusals: Refusals = []
     unique = _without_duplicates(_converged(outcomes, refusals), refusals)
     references = _references(unique, method)
-    seeds = _plausible(_without_idle_forms(unique, references), references, refusals)
+    seeds = _plausible(_without_idle_forms(unique, references), references, refusals, highest=MAX_SEED_E_FORM)
     columns = {**_columns(seeds, references), "source": [seed.source for seed in seeds]}
     crystals = [seed.crystal for seed in seeds]
     columns[Quantity.SPACE_GROUP_NUMBER] = [space_group_number(crystal) for crystal in crystals]
@@ -114,7 +117,9 @@ def _without_idle_forms(relaxed: list[Relaxed], references: ElementalReferences)
     ]
 
 
-def _plausible(relaxed: list[Relaxed], references: ElementalReferences, refusals: Refusals) -> list[Relaxed]:
+def _plausible(
+    relaxed: list[Relaxed], references: ElementalReferences, refusals: Refusals, highest: float = PLAUSIBLE_E_FORM[1]
+) -> list[Relaxed]:
     kept = []
     for candidate in relaxed:
         if missing := set(candidate.crystal.composition) - references.elements:
@@ -122,7 +127,7 @@ def _plausible(relaxed: list[Relaxed], references: ElementalReferences, refusals
             refusals.append((candidate.source, "no reference", f"no relaxed form of {names}"))
             continue
         e_form = references.formation_energy_per_atom(candidate.crystal.composition, candidate.energy_per_atom)
-        if PLAUSIBLE_E_FORM[0] <= e_form <= PLAUSIBLE_E_FORM[1]:
+        if PLAUSIBLE_E_FORM[0] <= e_form <= highest:
             kept.append(candidate)
         else:
             refusals.append((candidate.source, "implausible", f"formation energy {e_form:.3f} eV/atom"))

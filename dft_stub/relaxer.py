@@ -28,6 +28,8 @@ from gnome.stability.method import Method
 CONSISTENT_ENERGY = 1e-3
 """eV/atom: how far the energy of the stored crystal may lie from the last one of the relaxation."""
 
+_FRESH_FORCE = 1.1  # times fmax: what the largest force may be when the stored crystal is evaluated from nothing
+
 
 @dataclass(frozen=True, kw_only=True)
 class RelaxSettings:
@@ -109,20 +111,41 @@ def relax(
 
 
 def _relax(crystal: Crystal, calculator: Calculator, settings: RelaxSettings) -> dict[str, Any]:
-    atoms = to_atoms(crystal)
-    atoms.calc = calculator
-    calculator.reset()
-    n_steps, force, energy = _descend(atoms, settings, volume_per_atom=crystal.volume_per_atom)
-    relaxed = from_atoms(atoms)
-    if force >= settings.fmax:
-        message = f"{crystal.reduced_formula}: largest force {force:.3f} eV/angstrom after {n_steps} steps"
-        return {"failure": Failure.NOT_CONVERGED, "message": message, "crystal": relaxed, "n_steps": n_steps, "max_force": force}
-    check_crystal(relaxed, settings.gate)
-    return {"n_steps": n_steps, **_measure(relaxed, calculator, settings, expected_energy=energy)}
+    """Descend until the crystal as it is stored is converged too.
+
+    The filter measures the cell's forces against the cell it started from, so after a large strain they read differently when the
+    crystal is taken up afresh; then the descent starts again from there, within the same number of steps.
+    """
+    current, n_steps = crystal, 0
+    while True:
+        atoms = to_atoms(current)
+        atoms.calc = calculator
+        calculator.reset()
+        steps, force, energy = _descend(atoms, settings, max_steps=settings.max_steps - n_steps, start=crystal.volume_per_atom)
+        n_steps += steps
+        current = from_atoms(atoms)
+        if force >= settings.fmax:
+            message = f"{crystal.reduced_formula}: largest force {force:.3f} eV/angstrom after {n_steps} steps"
+            return {
+                "failure": Failure.NOT_CONVERGED,
+                "message": message,
+                "crystal": current,
+                "n_steps": n_steps,
+                "max_force": force,
+            }
+        check_crystal(current, settings.gate)
+        measured = _measure(current, calculator, settings, expected_energy=energy)
+        if measured["max_force"] < _FRESH_FORCE * settings.fmax:
+            return {"n_steps": n_steps, **measured}
+        if steps == 0:
+            raise _Broken(f"largest force {force:.3f}, evaluated again {measured['max_force']:.3f} eV/angstrom")
 
 
-def _descend(atoms: Atoms, settings: RelaxSettings, *, volume_per_atom: float) -> tuple[int, float, float]:
-    """Step until the largest force is below fmax or the steps are spent; returns steps, largest force and energy per atom."""
+def _descend(atoms: Atoms, settings: RelaxSettings, *, max_steps: int, start: float) -> tuple[int, float, float]:
+    """Step until the largest force is below fmax or the steps are spent; returns steps, largest force and energy per atom.
+
+    `start` is the volume per atom that the whole relaxation began with.
+    """
     target = FrechetCellFilter(atoms) if settings.relax_cell else atoms
     optimizer = FIRE(target, logfile=None)
     n_steps = 0
@@ -131,11 +154,11 @@ def _descend(atoms: Atoms, settings: RelaxSettings, *, volume_per_atom: float) -
         energy = float(atoms.get_potential_energy()) / len(atoms)
         if not (np.isfinite(force) and np.isfinite(energy)):
             raise _Broken(f"energy or forces are not finite after {n_steps} steps")
-        if force < settings.fmax or n_steps >= settings.max_steps:
+        if force < settings.fmax or n_steps >= max_steps:
             return n_steps, force, energy
         optimizer.step()
         n_steps += 1
-        _check_atoms(atoms, settings, volume_per_atom, n_steps)
+        _check_atoms(atoms, settings, start, n_steps)
 
 
 def _check_atoms(atoms: Atoms, settings: RelaxSettings, start: float, n_steps: int) -> None:
