@@ -80,7 +80,15 @@ STRUCTURE_TYPES: dict[str, StructureType] = {
     "corundum": StructureType("R-3c", _HEXAGONAL, ((0, 0, 0.352), ("x", 0, _Q)), 0.306),
     "CaCu5": StructureType("P6/mmm", _HEXAGONAL, ((0, 0, 0), (_T, _S, 0), (0.5, 0, 0.5))),
     "CaB6": StructureType("Pm-3m", _CUBIC, ((0, 0, 0), ("x", 0.5, 0.5)), 0.2),
+    "A-La2O3": StructureType("P-3m1", _HEXAGONAL, ((_T, _S, 0.245), (0, 0, 0), (_T, _S, 0.645))),
+    "bixbyite": StructureType("Ia-3", _CUBIC, ((_Q, _Q, _Q), (0.968, 0, _Q), (0.391, 0.152, 0.380))),
+    "tysonite": StructureType(
+        "P-3c1", _HEXAGONAL, ((0.660, 0, _Q), (0.366, 0.054, 0.081), (_T, _S, 0.187), (0, 0, _Q))
+    ),
+    "YF3": StructureType("Pnma", _ORTHORHOMBIC, ((0.367, _Q, 0.058), (0.165, 0.060, 0.363), (0.528, _Q, 0.601))),
+    "UCl3": StructureType("P6_3/m", _HEXAGONAL, ((_T, _S, _Q), (0.387, 0.302, _Q))),
     # ternaries
+    "zircon": StructureType("I4_1/amd", _TETRAGONAL, ((0, 0, 0), (0, 0, 0.5), (0, 0.20, 0.34))),
     "perovskite": StructureType("Pm-3m", _CUBIC, ((0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0))),
     "half-Heusler": StructureType("F-43m", _CUBIC, ((_Q, _Q, _Q), (0, 0, 0), (0.5, 0.5, 0.5))),
     "Heusler": StructureType("Fm-3m", _CUBIC, ((_Q, _Q, _Q), (0, 0, 0), (0.5, 0.5, 0.5))),
@@ -102,6 +110,10 @@ _SPLIT_SITES = {
     "D0_3": (0, 0, 1),
     "D0_22": (0, 0, 1),
     "K2NiF4": (0, 1, 2, 2),
+    "A-La2O3": (0, 1, 1),
+    "bixbyite": (0, 0, 1),
+    "tysonite": (0, 1, 1, 1),
+    "YF3": (0, 1, 1),
 } | dict.fromkeys(("dhcp", "alpha-Mn", "alpha-S"), (0, 0, 0, 0))
 """Types in which one element fills several positions: which element of the formula goes where."""
 
