@@ -120,7 +120,7 @@ def _relax(crystal: Crystal, calculator: Calculator, settings: RelaxSettings) ->
     while True:
         atoms = to_atoms(current)
         atoms.calc = calculator
-        calculator.reset()
+        _forget(calculator)
         steps, force, energy = _descend(atoms, settings, max_steps=settings.max_steps - n_steps, start=crystal.volume_per_atom)
         n_steps += steps
         current = from_atoms(atoms)
@@ -178,7 +178,7 @@ def _check_atoms(atoms: Atoms, settings: RelaxSettings, start: float, n_steps: i
 def _measure(crystal: Crystal, calculator: Calculator, settings: RelaxSettings, *, expected_energy: float) -> dict[str, Any]:
     """Evaluate the crystal as it is stored, from nothing, and hold it against the relaxation's last step."""
     atoms = to_atoms(crystal)
-    calculator.reset()
+    _forget(calculator)
     atoms.calc = calculator
     energy = float(atoms.get_potential_energy()) / len(atoms)
     target = FrechetCellFilter(atoms) if settings.relax_cell else atoms
@@ -187,7 +187,7 @@ def _measure(crystal: Crystal, calculator: Calculator, settings: RelaxSettings, 
         raise _Broken(
             f"evaluated again: {energy:.4f} eV/atom, {force:.3f} eV/angstrom; relaxation ended at {expected_energy:.4f}"
         )
-    moments = calculator.results.get("magmoms")
+    moments = getattr(calculator, "results", {}).get("magmoms")
     stress = voigt_6_to_full_3x3_stress(atoms.get_stress()) / GPa if settings.relax_cell else None
     return {
         "crystal": crystal,
@@ -197,6 +197,12 @@ def _measure(crystal: Crystal, calculator: Calculator, settings: RelaxSettings, 
         "stress": None if stress is None else stress.tolist(),
         "magnetic_moments": None if moments is None else np.asarray(moments, dtype=float).ravel().tolist(),
     }
+
+
+def _forget(calculator: Calculator) -> None:
+    """Drop results of earlier crystals; GPAW's calculator has no such method and keeps none for other atoms."""
+    if hasattr(calculator, "reset"):
+        calculator.reset()
 
 
 def relaxation_method(potential: Potential, settings: RelaxSettings) -> Method:
