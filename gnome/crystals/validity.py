@@ -80,7 +80,9 @@ def check_crystal(crystal: Crystal, gate: GateSettings = DEFAULT_GATE, *, elemen
         raise InvalidCrystal("not_finite", f"{name}: the lattice or a coordinate is not a finite number")
     largest = max(np.abs(crystal.lattice).max(), np.abs(crystal.frac_coords).max())
     if largest > _LARGEST_NUMBER:  # beyond, the arithmetic below loses its digits or overflows
-        raise InvalidCrystal("not_finite", f"{name}: the lattice or a coordinate is {largest:.3g}, expected at most {_LARGEST_NUMBER:g}")
+        raise InvalidCrystal(
+            "not_finite", f"{name}: the lattice or a coordinate is {largest:.3g}, expected at most {_LARGEST_NUMBER:g}"
+        )
     if crystal.n_atoms > gate.max_atoms:
         raise InvalidCrystal("too_many_atoms", f"{name}: {crystal.n_atoms} atoms in the cell, the limit is {gate.max_atoms}")
     if elements is not None and (unknown := sorted(set(crystal.composition) - elements)):
