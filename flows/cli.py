@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or unusable input, 130 interrupted.  E
 
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -40,11 +41,18 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
+def make_console(*, stderr: bool = False) -> Console:
+    """Make a console; what goes to a file is not folded to the width of a terminal that is not there."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=160)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; deliberate errors become one line."""
     for module in ("cli_loop", "cli_models", "cli_database"):  # importing registers their commands
         import_module(f"flows.{module}")
 
+    warnings.filterwarnings("ignore", "No Pauling electronegativity", UserWarning)  # pymatgen, on the noble gases
     try:
         app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
     except InvalidInput as error:
@@ -52,9 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except GnomeError as error:
         _fail(error, 1)
     except KeyboardInterrupt:
-        Console(stderr=True).print(
-            "gnome: interrupted; what was answered is kept, run the same command again to go on", highlight=False
-        )
+        sys.stderr.write("\ngnome: interrupted; what was answered is kept, run the same command again to go on\n")
         raise SystemExit(130) from None
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from flows.cli import app, print_json
+from flows.cli import app, make_console, print_json
 from flows.settings import Settings
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
@@ -65,7 +64,7 @@ def _print_table(rows: list[dict[str, Any]], total: int) -> None:
         table.add_column(name.value, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row[name]) for name in _COLUMNS))
-    console = Console()
+    console = make_console()
     console.print(table)
     console.print(f"{len(rows)} of {total} crystals", highlight=False)
 
@@ -109,7 +108,7 @@ def show_command(
     if as_json:
         print_json({**stored.row, "structure": stored.crystal.to_dict(), **({"lineage": chain} if lineage else {})})
         return
-    console = Console()
+    console = make_console()
     for name, value in stored.row.items():
         shown = products(stored.row) if name == Quantity.DECOMPOSES_TO else value
         if shown or shown == 0:
@@ -148,7 +147,7 @@ def import_command(
     from flows.workspace import open_workspace  # noqa: PLC0415
 
     settings = Settings()
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with open_workspace(settings, evaluator=evaluator or None, listener=Bars(console)) as workspace:
         done = import_crystals(workspace, source, method_name=method)
     lines = [f"{refusal.label}: {refusal.reason}: {refusal.message}" for refusal in done.refused]
@@ -161,7 +160,7 @@ def import_command(
         console.print(f"refused {line}", highlight=False)
     if len(lines) > 20:
         console.print(f"... and {len(lines) - 20} more; --report FILE lists them all", highlight=False)
-    Console().print(
+    make_console().print(
         f"{done.n_imported} crystals imported under {done.method}, {done.n_known} known already, {len(lines)} refused",
         highlight=False,
     )
@@ -183,4 +182,4 @@ def export_command(
 
     with Store.open(Settings().database, read_only=True) as store:
         n = export_crystals(store, out, where)
-    Console().print(f"{n} crystals written to {out}", highlight=False)
+    make_console().print(f"{n} crystals written to {out}", highlight=False)

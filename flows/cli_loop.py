@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flows.cli import app, print_json
+from flows.cli import app, make_console, print_json
 from flows.settings import RoundSettings, Settings
 
 campaign_app = typer.Typer(help="Run several rounds with learning in between, at once or on a schedule.", no_args_is_help=True)
@@ -63,7 +63,7 @@ def discover(
 
     settings = Settings()
     wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, formulas, seed)
-    console = Console(stderr=as_json)
+    console = make_console(stderr=as_json)
     with open_workspace(settings, evaluator=wanted.evaluator, listener=Bars(console), resume=True) as workspace:
         record = run_round(workspace, wanted)
         report_round(workspace.store, record, console, as_json=as_json)
@@ -83,7 +83,7 @@ def report_round(store: Any, record: Any, console: Console, *, as_json: bool) ->
     console.print(stage_table(record.summary))
     console.print()
     for line in round_lines(record):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"Database: {store.location}", highlight=False, soft_wrap=True)
     example = rows[0]["id"] if rows else "ID"
     console.print("Next:", highlight=False)
@@ -141,7 +141,7 @@ def _campaign(
     from flows.progress import Bars  # noqa: PLC0415
     from flows.workspace import open_workspace  # noqa: PLC0415
 
-    console = Console(stderr=as_json)
+    console = make_console(stderr=as_json)
     limits = CampaignSettings(**campaign)
     if plain:
         with open_workspace(settings, evaluator=wanted.evaluator, listener=Bars(console), resume=True) as workspace:
@@ -162,7 +162,7 @@ def campaign_status(as_json: Json = False) -> None:
 
     gnome campaign status --json
     """
-    _print_status(Settings(), Console(), as_json=as_json)
+    _print_status(Settings(), make_console(), as_json=as_json)
 
 
 def _print_status(settings: Settings, console: Console, *, as_json: bool) -> None:

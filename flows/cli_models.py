@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from flows.cli import app, print_json
+from flows.cli import app, make_console, print_json
 from flows.settings import Settings
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
@@ -54,7 +53,7 @@ def evaluate_command(
 
     settings = Settings()
     rows = evaluate_files(
-        settings, files, evaluator=evaluator or settings.evaluator, out=out, listener=Bars(Console(stderr=True))
+        settings, files, evaluator=evaluator or settings.evaluator, out=out, listener=Bars(make_console(stderr=True))
     )
     if as_json:
         print_json(rows)
@@ -73,7 +72,7 @@ def _print_rows(rows: list[dict[str, Any]], names: tuple[Quantity, ...]) -> None
     for row in rows:
         cells = [row["input"], *(row.get(name) for name in names)]
         table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell or "") for cell in cells))
-    Console().print(table)
+    make_console().print(table)
 
 
 @app.command("train")
@@ -104,11 +103,11 @@ def train_command(
         kind=kind, files=tuple(files), out=out, method=method, members=members, width=width, epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed,
     )  # fmt: skip
-    card = train_files(request, Bars(Console(stderr=as_json)))
+    card = train_files(request, Bars(make_console(stderr=as_json)))
     if as_json:
         print_json(card)
         return
-    console = Console()
+    console = make_console()
     for name, metrics in card["metrics"].items():
         mae, rank = metrics["mae"], metrics["spearman"]
         console.print(
@@ -135,7 +134,7 @@ def doctor_command(as_json: Json = False) -> None:
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
-        console = Console()
+        console = make_console()
         for finding in findings:
             mark = "[green]OK[/green]  " if finding.ok else "[red]fix[/red] "
             advice = f"; {finding.advice}" if finding.advice else ""

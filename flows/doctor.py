@@ -77,11 +77,11 @@ def _ensembles(_: Settings) -> Iterator[Finding]:
 
 
 def _evaluators(settings: Settings) -> Iterator[Finding]:
-    from dft_stub.registry import make_evaluator  # noqa: PLC0415 - imports CHGNet
+    from flows.workspace import evaluator_of  # noqa: PLC0415 - imports CHGNet
 
     for name in dict.fromkeys(["chgnet", settings.evaluator]):
         try:
-            evaluator = make_evaluator(name, workers=settings.workers)
+            evaluator = evaluator_of(settings, name)
             yield Finding(f"evaluator {name}", True, f"{evaluator.method.label}, {len(evaluator.elements)} elements")
         except GnomeError as error:
             yield Finding(f"evaluator {name}", False, str(error), "choose another with GNOME_EVALUATOR")

@@ -5,11 +5,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dft_stub.registry import make_evaluator
 from flows.evaluating import answers
 from flows.progress import Listener
 from flows.settings import Settings, shipped_data
-from flows.workspace import Workspace
+from flows.workspace import Workspace, evaluator_of
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
@@ -85,7 +84,7 @@ def evaluate_files(
     settings: Settings, files: Sequence[Path], *, evaluator: str, out: Path | None, listener: Listener
 ) -> list[Row]:
     """Relax every crystal of the files."""
-    runner = make_evaluator(evaluator, workers=settings.workers)
+    runner = evaluator_of(settings, evaluator)
     rows, usable = read_rows(files)
     waiting = {f"{i}": crystal for i, (_, crystal) in enumerate(usable)}
     relaxed: dict[int, Crystal] = {}

@@ -14,8 +14,8 @@ from gnome.database.store import Store
 from gnome.quantities import Quantity
 
 HULL_NOTE = (
-    "'stable' is said against the phases in this database under this method alone; the shipped seeds are a few hundred, so import "
-    "the Materials Project before you believe a discovery"
+    "'stable' is said against the phases in this database and under this method alone. The shipped seeds are about a thousand, so many "
+    "'new' crystals are known ones that the seeds lack; import the Materials Project before you believe a discovery"
 )
 
 
@@ -38,9 +38,23 @@ def products(row: Mapping[str, Any]) -> str:
 def discovery_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """One line a crystal."""
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    numbers = {"space group", "e_form eV/atom", "e_above_hull"}
-    for name in ("id", "formula", "prototype", "space group", "e_form eV/atom", "e_above_hull", "parent", "competes with"):
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    numbers = {"space group", "e_form", "above hull", "against others"}
+    for name in (
+        "id",
+        "formula",
+        "prototype",
+        "space group",
+        "e_form",
+        "above hull",
+        "against others",
+        "parent",
+        "decomposes against",
+    ):
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold", no_wrap=name in {"id", "formula"})
+    table.caption = (
+        "e_form, above hull (e_above_hull) and against others (decomposition_energy: below 0 is stable by as much) in eV/atom"
+    )
+    table.caption_justify = "left"
     for row in rows:
         table.add_row(
             str(row[Quantity.ID]),
@@ -49,6 +63,7 @@ def discovery_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
             str(row[Quantity.SPACE_GROUP_NUMBER] or ""),
             _number(row[Quantity.E_FORM_PER_ATOM]),
             _number(row[Quantity.E_ABOVE_HULL]),
+            _number(row[Quantity.DECOMPOSITION_ENERGY]),
             str(row.get("parent_formula") or row.get(Quantity.PARENT) or ""),
             products(row),
         )
@@ -83,7 +98,7 @@ def round_lines(record: RoundRecord) -> list[str]:
     ]
     if summary["offset_note"]:
         lines.append(f"Filter: {summary['offset_note']}.")
-    return [*lines, f"Note: {HULL_NOTE}."]
+    return [*lines, f"Mind: {HULL_NOTE}."]
 
 
 def campaign_rows(store: Store) -> list[dict[str, Any]]:

@@ -164,7 +164,8 @@ def _calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
         return {"offset": None, "note": ""}
     known = list(workspace.store.crystals_of(method, before_round=number))
     known = [stored for stored in known if stored.crystal.n_atoms <= round_settings(workspace, number).max_atoms]
-    fitted = known[:: -(-len(known) // MAX_CALIBRATION)]
+    spread_evenly = np.linspace(0, len(known) - 1, min(len(known), MAX_CALIBRATION)).round().astype(int)
+    fitted = [known[i] for i in spread_evenly]
     with workspace.listener.stage("calibrating the ensemble", 1, "fit") as count:
         offset = fit_offset(
             model,

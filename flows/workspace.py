@@ -37,13 +37,7 @@ class Workspace:
     @cached_property
     def evaluator(self) -> Evaluator:
         """The evaluator; its worker processes start with the first crystal it is given."""
-        name = self.evaluator_name
-        if name.startswith("recorded:"):
-            return make_evaluator(name, wait=True)
-        if name == "chgnet":
-            return make_evaluator(name, workers=self.settings.workers)
-        kept = self.settings.data_folder / "references" / f"{name}.json"
-        return make_evaluator(name, workers=self.settings.workers, references_path=kept)
+        return evaluator_of(self.settings, self.evaluator_name)
 
     @property
     def ledger(self) -> Ledger:
@@ -100,6 +94,16 @@ class Workspace:
             record = self.store.current_model(kind)
             assert record is not None  # noqa: S101 - the line above puts one in use
         return record
+
+
+def evaluator_of(settings: Settings, name: str) -> Evaluator:
+    """Make an evaluator by name; the elemental references of ASE calculators are kept in the data folder."""
+    if name.startswith("recorded:"):
+        return make_evaluator(name, wait=True)
+    if name == "chgnet":
+        return make_evaluator(name, workers=settings.workers)
+    kept = settings.data_folder / "references" / f"{name}.json"
+    return make_evaluator(name, workers=settings.workers, references_path=kept)
 
 
 @contextmanager
