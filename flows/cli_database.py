@@ -18,6 +18,9 @@ _COLUMNS = (
     Quantity.E_ABOVE_HULL, Quantity.ORIGIN, Quantity.ROUND,
 )  # fmt: skip
 
+_NAMES = frozenset(name.value for name in Quantity)
+_HIDDEN = frozenset({"created_at", "candidate_id", "fingerprint"})
+
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
@@ -110,13 +113,18 @@ def show_command(
         return
     console = make_console()
     for name, value in stored.row.items():
+        if name in _HIDDEN:
+            continue
         shown = products(stored.row) if name == Quantity.DECOMPOSES_TO else value
         if shown or shown == 0:
-            console.print(f"[bold]{name:>24}[/bold]  {shown}", highlight=False)
+            unit = f" {Quantity(name).unit}" if name in _NAMES and Quantity(name).unit else ""
+            console.print(
+                f"[bold]{name:>26}[/bold]  {f'{shown:.5g}' if isinstance(shown, float) else shown}{unit}", highlight=False
+            )
     lengths = [f"{sum(x * x for x in row) ** 0.5:.4f}" for row in stored.crystal.lattice]
-    console.print(f"[bold]{'cell lengths':>24}[/bold]  {' '.join(lengths)} angstrom", highlight=False)
+    console.print(f"[bold]{'cell lengths':>26}[/bold]  {' '.join(lengths)} angstrom", highlight=False)
     for symbol, coords in zip(stored.crystal.symbols, stored.crystal.frac_coords, strict=True):
-        console.print(f"{symbol:>24}  " + " ".join(f"{x % 1.0:9.5f}" for x in coords), highlight=False)
+        console.print(f"{symbol:>26}  " + " ".join(f"{round(x % 1.0, 5) % 1.0:9.5f}" for x in coords), highlight=False)
     for depth, step in enumerate(chain):
         made = step.get("made_by")
         how = f"{made['generator']} {made['parameters']}, seed {made['seed']}" if made else step["source"] or step["origin"]

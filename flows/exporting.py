@@ -33,5 +33,6 @@ def export_crystals(store: Store, out: Path, where: str = "") -> int:
                 ReadCrystal(label=row[Quantity.ID], crystal=row["crystal"], fields={str(name): row[name] for name in _COLUMNS})
                 for row in rows
             ],
+            kind=None if out.suffix else "cif",
         )
     return len(rows)

@@ -101,7 +101,11 @@ def _import_structures(workspace: Workspace, items: Sequence[ReadCrystal], refus
     """Relax and store as answers come, so that an interrupted import goes on where it stopped."""
     evaluator = workspace.evaluator
     method = evaluator.method
-    done = {stored.row["source"] for stored in workspace.store.crystals_of(method.label)}
+    done, changed = set(), []
+    for stored in workspace.store.crystals_of(method.label):
+        done.add(stored.row["source"])
+        if stored.row[Quantity.E_ABOVE_HULL] is None:  # an import was interrupted before it placed this one
+            changed.append(stored.crystal)
     waiting: dict[str, ReadCrystal] = {}
     n_known = 0
     for item in items:
@@ -109,7 +113,7 @@ def _import_structures(workspace: Workspace, items: Sequence[ReadCrystal], refus
             n_known += 1
         else:
             waiting[item.crystal.id] = item
-    n_imported, stored_crystals = 0, []
+    n_imported = 0
     with workspace.listener.stage("relaxing", len(waiting), "crystals") as count:
         for evaluation in answers(evaluator, {identifier: item.crystal for identifier, item in waiting.items()}):
             count()
@@ -121,8 +125,8 @@ def _import_structures(workspace: Workspace, items: Sequence[ReadCrystal], refus
             else:
                 record = _imported(evaluation, method, _source(item))
                 n_imported += workspace.store.add_crystals([record])
-                stored_crystals.append(record.crystal)
-    update_hull(workspace.store, method.label, changed=stored_crystals)
+                changed.append(record.crystal)
+    update_hull(workspace.store, method.label, changed=changed)
     return Imported(n_imported=n_imported, n_known=n_known, refused=tuple(refused), method=method.label)
 
 

@@ -30,6 +30,9 @@ from gnome.stability.method import Method
 from pipelines.screening import ScreeningSettings, fit_offset, predict_energies
 
 FINE_TUNING = TrainSettings(epochs=8, batch_size=32, learning_rate=2e-4, volume_jitter=0.2, save_every=1)
+RAN_AWAY = 1000.0
+"""eV/atom: the error of a prediction that is no number, as a network gives whose training ran away."""
+
 VALIDATION_SCALES = ScreeningSettings(n_scales=5, smallest_scale=0.9, largest_scale=1.1)
 
 
@@ -145,7 +148,7 @@ def validation_error(
     if correction is not None:
         predicted = predicted + np.array([correction(crystal.composition) for crystal in crystals])
     errors[known] = np.abs(predicted - validation.e_form_per_atom[known])
-    return errors
+    return np.nan_to_num(errors, nan=RAN_AWAY, posinf=RAN_AWAY)
 
 
 def current_error(workspace: Workspace, model: StructuralEnsemble, method: str, validation: ValidationSet) -> float:

@@ -119,4 +119,4 @@ def _write(out: Path, relaxed: Sequence[tuple[Row, Crystal]]) -> None:
         ReadCrystal(label=str(row["input"]), crystal=crystal, fields={str(name): row[name] for name in names})
         for row, crystal in relaxed
     )
-    write_crystals(out, items)
+    write_crystals(out, items, kind=None if out.suffix else "cif")
