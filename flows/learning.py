@@ -91,7 +91,7 @@ def retrain(
     workspace: Workspace, method: str, number: int, *, settings: TrainSettings = FINE_TUNING, seed: int = 0
 ) -> Retraining:
     """Fine-tune the ensemble in use after round `number`; a run that was interrupted goes on where it stopped."""
-    current = workspace.structural_model()
+    current = _model_before(workspace, number)
     validation = load_validation(method)
     rows = list(workspace.store.training_rows(method))
     crystals, targets = training_examples(rows, current.elements)
@@ -122,6 +122,15 @@ def retrain(
     path = folder / "structural.safetensors"
     saved = save_ensemble(path, members, card)
     return _judge(workspace, path, saved, current, validation, rows, number)
+
+
+def _model_before(workspace: Workspace, number: int) -> StructuralEnsemble:
+    """Load the ensemble to start from: the one in use, or its parent where an interrupted run of this retraining has promoted it."""
+    in_use = workspace.store.current_model("structural")
+    if in_use is None or in_use.round != number:
+        return workspace.structural_model()
+    (parent,) = [record for record in workspace.store.model_history("structural") if record.id == in_use.parent_id]
+    return StructuralEnsemble.load(workspace.model_path(parent))
 
 
 def training_examples(rows: list[TrainingRow], elements: frozenset[int]) -> tuple[list[Crystal], list[float]]:

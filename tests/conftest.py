@@ -56,3 +56,13 @@ def after_round(emt_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     with open_workspace(copy_world(emt_world, folder)) as workspace:
         run_round(workspace, round_settings())
     return folder
+
+
+@pytest.fixture(scope="session")
+def emt_data(emt_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a validation set labelled by EMT, in place of the shipped one."""
+    from emt_world import copy_world, write_validation
+
+    folder = tmp_path_factory.mktemp("data")
+    copy_world(emt_world, folder)
+    return write_validation(folder, folder)

@@ -9,12 +9,14 @@ from typing import Any
 
 from ase.build import bulk
 
+from flows.evaluating import answers
 from flows.importing import Imported, import_crystals
 from flows.settings import RoundSettings, Settings
 from flows.workspace import open_workspace
 from gnome.crystals.convert import from_atoms
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal
+from gnome.crystals.shards import write_shard
 from gnome.crystals.writers import write_crystals
 
 FCC = {"Al": 4.05, "Ni": 3.52, "Cu": 3.61, "Pd": 3.89, "Ag": 4.09, "Pt": 3.92, "Au": 4.08}
@@ -116,3 +118,20 @@ def _lasting(table: str, row: dict[str, Any]) -> dict[str, Any]:
     if table == "models":
         row["path"] = Path(row["path"]).name
     return row
+
+
+def write_validation(world: Path, folder: Path) -> Path:
+    """Write a validation set labelled by EMT; returns the folder, which stands in for that of the shipped data."""
+    unrelaxed = {
+        f"{a}3{b}": l1_2(b, a).scaled(1.05)
+        for a, b in (("Au", "Ni"), ("Ag", "Au"), ("Pd", "Ni"), ("Cu", "Al"), ("Pt", "Au"), ("Al", "Pd"))
+    }
+    unrelaxed |= {f"{a}{b}": l1_0(a, b).scaled(0.97) for a, b in (("Ag", "Au"), ("Cu", "Pt"), ("Al", "Pd"), ("Ni", "Cu"))}
+    with open_workspace(settings_in(world)) as workspace:
+        found = {answer.id: answer for answer in answers(workspace.evaluator, unrelaxed)}
+        method = workspace.evaluator.method
+    labels = [found[name].e_form_per_atom for name in unrelaxed]
+    write_shard(
+        folder / "validation.parquet", list(unrelaxed.values()), {"e_form_per_atom": labels}, {"method": method.to_dict()}
+    )
+    return folder

@@ -221,7 +221,7 @@ def test_an_unknown_evaluator_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_database_without_a_crystal_of_the_method_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(EvaluatorUnavailable, match="holds no crystal of method emt.*; import crystals with `gnome import`"):
+    with pytest.raises(EvaluatorUnavailable, match=r"holds no crystal of method emt.*; import crystals with `gnome import`"):
         play(tmp_path)
 
 

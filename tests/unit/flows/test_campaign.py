@@ -1,0 +1,200 @@
+"""Campaigns and retraining as plain Python, under EMT with a validation set of its own."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from emt_world import copy_world, round_settings, settings_in, tables
+
+from flows import learning
+from flows.learning import FINE_TUNING, RAN_AWAY, new_answers, retrain
+from flows.loop import CampaignSettings, resume_campaign, run_campaign
+from flows.progress import Counter, Silent
+from flows.reports import campaign_rows
+from flows.stages import round_method, run_shard
+from flows.workspace import open_workspace
+from gnome.errors import InvalidInput
+from gnome.models.checkpoint import load_ensemble
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+TINY = round_settings(n_candidates=40, n_screened=10, budget=4, n_scales=1, smallest_scale=1.0, largest_scale=1.0)
+
+
+@pytest.fixture
+def quick(emt_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validate on crystals labelled by EMT, and fine-tune for three epochs."""
+    monkeypatch.setattr(learning, "shipped_data", lambda: emt_data)
+    use_training(monkeypatch, epochs=3)
+
+
+def use_training(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    monkeypatch.setattr("flows.stages.retrain", functools.partial(retrain, settings=replace(FINE_TUNING, **changes)))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_campaign_of_three_rounds_learns_once_it_should(emt_world: Path, tmp_path: Path) -> None:
+    """Four answers a round and learning after six: after the second round, and not again after the third."""
+    with open_workspace(copy_world(emt_world, tmp_path)) as workspace:
+        rounds = run_campaign(workspace, TINY, CampaignSettings(rounds=3, retrain_after=6))
+        assert [record.number for record in rounds] == [1, 2, 3]
+        rows = campaign_rows(workspace.store)
+        models = workspace.store.model_history("structural")
+        shipped, learnt = models
+        method = round_method(workspace, 3)
+        third = workspace.store.round(3).settings["model"]
+        offset = workspace.ledger.result(3, "calibrate")["offset"]
+        predictions = workspace.store.predictions_of_round(3)
+        left_to_learn = new_answers(workspace, method)
+    assert [row["state"] for row in rows] == ["finished"] * 3
+    assert [row["retrained"] is not None for row in rows] == [False, True, False]
+    assert all(0 <= row["hit_rate"] <= 1 for row in rows)
+    assert rows[1]["error_after"] <= rows[1]["error_before"]
+    assert rows[1]["promoted"] is True
+    assert (learnt.status, learnt.parent_id, learnt.round) == ("promoted", shipped.id, 2)
+    assert shipped.status == "retired"
+    assert third == learnt.id
+    assert offset is None, "a model of the hull's own method needs no offset"
+    assert {prediction.model_id for prediction in predictions} == {learnt.id}
+    assert learnt.card["method"] == method
+    assert learnt.card["learnt_up_to_round"] == 2
+    assert left_to_learn == rows[2]["n_evaluated"]
+    _, card = load_ensemble(tmp_path / "models" / "round2" / "structural.safetensors")
+    assert card["sha256"] == learnt.sha256
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("learning_rate", "lowest"), [(0.05, 0.0), (1e4, RAN_AWAY)], ids=["worse", "ran away"])
+def test_a_model_that_came_out_worse_is_not_used(
+    after_round: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learning_rate: float, lowest: float
+) -> None:
+    use_training(monkeypatch, epochs=3, learning_rate=learning_rate)
+    with open_workspace(copy_world(after_round, tmp_path)) as workspace:
+        result = run_shard(workspace, 1, "retrain", 0)
+        current = workspace.store.current_model("structural")
+        worse = workspace.store.model_history("structural")[-1]
+        (row,) = campaign_rows(workspace.store)
+    assert result["error_after"] > result["error_before"]
+    assert result["error_after"] >= lowest
+    assert result["promoted"] is False
+    assert current is not None
+    assert current.id == result["parent_id"] != result["model_id"]
+    assert (worse.id, worse.status) == (result["model_id"], "retired")
+    assert row["promoted"] is False
+
+
+class Interrupting(Silent):
+    """Interrupts in the stage named, after `left` counts."""
+
+    def __init__(self, name: str, left: int) -> None:
+        self.name, self.left = name, left
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Counter]:
+        def count(n: int = 1) -> None:
+            self.left -= n if name == self.name else 0
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+        yield count
+
+
+def learn(folder: Path, listener: Silent | None = None) -> dict[str, Any]:
+    with open_workspace(settings_in(folder), listener=listener) as workspace:
+        return run_shard(workspace, 1, "retrain", 0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_retraining_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(after_round: Path, tmp_path: Path) -> None:
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    copy_world(after_round, unbroken)
+    expected = learn(unbroken)
+    copy_world(after_round, broken)
+    with pytest.raises(KeyboardInterrupt):
+        learn(broken, Interrupting("retraining", 7))
+    assert not (broken / "models" / "round1" / "structural.safetensors").exists()
+    found = learn(broken)
+    assert found["model_id"] == expected["model_id"]
+    ours, _ = load_ensemble(broken / "models" / "round1" / "structural.safetensors")
+    theirs, _ = load_ensemble(unbroken / "models" / "round1" / "structural.safetensors")
+    for one, other in zip(ours, theirs, strict=True):
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name]), name
+    assert tables(broken) == tables(unbroken)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_interrupted_campaign_is_finished_with_its_own_settings(emt_world: Path, tmp_path: Path) -> None:
+    limits = CampaignSettings(rounds=2, retrain_after=1000)
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    with open_workspace(copy_world(emt_world, unbroken)) as workspace:
+        run_campaign(workspace, TINY, limits)
+    listener = Interrupting("evaluating", 1)
+    with open_workspace(copy_world(emt_world, broken), listener=listener) as workspace, pytest.raises(KeyboardInterrupt):
+        run_campaign(workspace, TINY, limits)
+    with open_workspace(settings_in(broken), resume=True) as workspace:
+        done = resume_campaign(workspace, CampaignSettings(retrain_after=1000))
+        assert [record.number for record in done] == [1, 2]
+        assert not resume_campaign(workspace, CampaignSettings(retrain_after=1000)), "nothing is left to do"
+    assert tables(broken) == tables(unbroken)
+
+
+def test_nothing_to_resume_is_said(emt_world: Path, tmp_path: Path) -> None:
+    with (
+        open_workspace(copy_world(emt_world, tmp_path)) as workspace,
+        pytest.raises(InvalidInput, match="has no round; start with `gnome campaign run`"),
+    ):
+        resume_campaign(workspace, CampaignSettings())
+
+
+@pytest.mark.parametrize("changes", [{"rounds": 0}, {"retrain_after": 0}])
+def test_campaigns_of_nothing_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(InvalidInput, match="expected 1 or more"):
+        CampaignSettings(**changes)
+
+
+def test_a_validation_set_of_another_method_stops_the_retraining(after_round: Path, tmp_path: Path) -> None:
+    with (
+        open_workspace(copy_world(after_round, tmp_path)) as workspace,
+        pytest.raises(InvalidInput, match="retraining needs a validation set of its method"),
+    ):
+        run_shard(workspace, 1, "retrain", 0)
+
+
+def test_training_examples_hold_relaxed_and_unrelaxed_crystals_under_the_relaxed_energy(after_round: Path) -> None:
+    with open_workspace(settings_in(after_round)) as workspace:
+        rows = list(workspace.store.training_rows(round_method(workspace, 1)))
+    crystals, targets = learning.training_examples(rows, frozenset(range(1, 90)))
+    discovered = [row for row in rows if row.unrelaxed is not None]
+    assert len(discovered) == 6
+    assert len(crystals) == len(targets) == len(rows) + len(discovered)
+    for row in discovered:
+        positions = [i for i, crystal in enumerate(crystals) if crystal in (row.crystal, row.unrelaxed)]
+        assert {targets[i] for i in positions} == {row.e_form_per_atom}
+    without_copper, _ = learning.training_examples(rows, frozenset(range(1, 90)) - {29})
+    assert 0 < len(without_copper) < len(crystals)
+    assert not any(29 in crystal.composition for crystal in without_copper)
+
+
+def test_unknown_elements_count_as_one_electronvolt_off(
+    after_round: Path, emt_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "shipped_data", lambda: emt_data)
+    with open_workspace(settings_in(after_round)) as workspace:
+        validation = learning.load_validation(round_method(workspace, 1))
+        model = workspace.structural_model()
+
+    class Fewer:
+        model_id, method, elements = model.model_id, model.method, model.elements - {79}
+        member_energies = staticmethod(model.member_energies)
+
+    errors = learning.validation_error(Fewer(), validation)
+    golden = [79 in crystal.composition for crystal in validation.crystals]
+    assert any(golden)
+    assert not all(golden)
+    assert (errors[golden] == 1.0).all()
+    assert (errors[[not one for one in golden]] != 1.0).all()
