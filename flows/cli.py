@@ -9,12 +9,17 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from tomllib import TOMLDecodeError
+from typing import Any, Final
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from gnome.errors import GnomeError, InvalidInput
+
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C, as typer ends a command then."""
 
 app = typer.Typer(
     name="gnome",
@@ -56,16 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
     except InvalidInput as error:
-        _fail(error, 2)
+        _fail(str(error), 2)
+    except ValidationError as error:  # of our settings; whatever else validates raises errors of this project
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        _fail(f"settings: {name} is {first['input']!r}: {first['msg']}; see the GNOME_... variables and gnome.toml", 2)
+    except TOMLDecodeError as error:
+        _fail(f"gnome.toml cannot be read: {error}", 2)
     except GnomeError as error:
-        _fail(error, 1)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ngnome: interrupted; what was answered is kept, run the same command again to go on\n")
-        raise SystemExit(130) from None
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            sys.stderr.write("\ngnome: interrupted; what was answered is kept, run the same command again to go on\n")
+        raise
 
 
-def _fail(error: GnomeError, code: int) -> None:
-    sys.stderr.write("gnome: " + " ".join(str(error).split()) + "\n")
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write("gnome: " + " ".join(message.split()) + "\n")
     raise SystemExit(code) from None
 
 

@@ -7,7 +7,6 @@ import typer
 
 from flows.cli import app, make_console, print_json
 from flows.settings import Settings
-from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
 
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON: a list in the order of the input.")]
@@ -126,11 +125,7 @@ def doctor_command(as_json: Json = False) -> None:
     """
     from flows.doctor import examine  # noqa: PLC0415
 
-    try:
-        settings = Settings()
-    except ValueError as error:
-        raise InvalidInput(f"settings cannot be read: {error}") from None
-    findings = examine(settings)
+    findings = examine(Settings())
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:

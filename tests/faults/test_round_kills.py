@@ -1,7 +1,11 @@
 """kill -9 in every stage: the same command again ends with the tables of an unbroken round."""
 
+import contextlib
 import multiprocessing
+import os
 import signal
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from emt_world import copy_world, tables
 from round_kills import KILLS, play
 
 pytestmark = pytest.mark.usefixtures("own_folder")
+_TESTS = Path(__file__).resolve().parent.parent
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["round_kills"])
 
@@ -24,6 +29,14 @@ def exit_code(folder: Path, data: Path, kill: str | None = None) -> int | None:
     return code
 
 
+@pytest.fixture(scope="module", autouse=True)
+def paths() -> Iterator[None]:
+    """Let the server that processes are forked from import what they need once for all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (_TESTS, _TESTS / "faults", _TESTS.parent))))
+        yield
+
+
 @pytest.fixture(scope="module")
 def unbroken(emt_world: Path, emt_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken") / "world"
@@ -34,9 +47,6 @@ def unbroken(emt_world: Path, emt_data: Path, tmp_path_factory: pytest.TempPathF
 
 def created(folder: Path) -> dict[str, float]:
     """When each evaluation was stored."""
-    import contextlib
-    import sqlite3
-
     with contextlib.closing(sqlite3.connect(folder / "gnome.db")) as connection:
         return dict(connection.execute("SELECT candidate_id, created_at FROM evaluations"))
 
