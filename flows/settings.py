@@ -73,7 +73,7 @@ class RoundSettings:
     smallest_scale: float = 0.9
     largest_scale: float = 1.1
     max_atoms: int = 20
-    n_formulas: int = 30
+    n_formulas: int = 16
     structures_per_formula: int = 20
 
     def __post_init__(self) -> None:
