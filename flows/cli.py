@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or unusable input, 130 interrupted.  E
 """
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,9 @@ from gnome.errors import GnomeError, InvalidInput
 
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C, as typer ends a command then."""
+
+_QUIET_PREFECT: Final = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+"""Prefect reports its use unless it is told not to."""
 
 app = typer.Typer(
     name="gnome",
@@ -57,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for module in ("cli_loop", "cli_models", "cli_database"):  # importing registers their commands
         import_module(f"flows.{module}")
 
+    for name, value in _QUIET_PREFECT.items():
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", "No Pauling electronegativity", UserWarning)  # pymatgen, on the noble gases
     try:
         app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
@@ -83,5 +89,5 @@ def _fail(message: str, code: int) -> None:
     raise SystemExit(code) from None
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # as `python -m flows.cli`: under the name that the commands register with
+    import_module("flows.cli").main()
