@@ -1,0 +1,169 @@
+"""`gnome train` on small shards, and the shipped seeds in a database of their own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flows.cli import main
+from flows.settings import Settings
+from flows.training import TrainRequest, train_files
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.shards import read_shard, write_shard
+from gnome.models.checkpoint import load_ensemble
+from gnome.shipped import shipped_data
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the program and parse its JSON."""
+
+    def answer(*arguments: object) -> Any:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        assert not ended.value.code, err
+        return json.loads(out)
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six hundred cubic compounds of two elements, with an energy that depends on the elements alone."""
+    generator = np.random.default_rng(0)
+    crystals, energies = [], []
+    for first in range(3, 40):
+        for second in range(first + 1, min(first + 18, 57)):
+            a = 2.6 + 0.02 * ((first + second) % 40)
+            crystals.append(Crystal(np.eye(3) * a, np.array([first, second]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]])))
+            energies.append(-0.02 * (second - first) + 0.01 * float(generator.normal()))
+    path = tmp_path_factory.mktemp("shards") / "labelled.parquet"
+    write_shard(path, crystals, {"e_form_per_atom": energies})
+    return path
+
+
+SMALL = ["--method", "made-up", "--members", "2", "--width", "16", "--epochs", "3", "--batch-size", "64"]
+
+
+@pytest.mark.parametrize("kind", ["structural", "compositional"])
+def test_train_writes_weights_that_predict_and_a_card_that_says_what_they_are(run: Run, shard: Path, kind: str) -> None:
+    card = run("train", kind, shard, "--out", "mine.safetensors", *SMALL, "--json")
+    members, stored = load_ensemble(Path("mine.safetensors"))
+    assert stored == card
+    assert len(members) == 2
+    assert (card["kind"], card["method"], card["settings"]["width"]) == (kind, "made-up", 16)
+    assert "labelled.parquet" in card["trained_on"]
+    metrics = card["metrics"][f"{kind} ensemble"]
+    assert metrics["n"] > 20
+    assert metrics["mae"]["low"] <= metrics["mae"]["value"] <= metrics["mae"]["high"]
+    assert metrics["mae"]["value"] < 0.5
+    assert "linear model over elements" in card["metrics"]
+    if kind == "structural":
+        known = [crystal for crystal in read_shard(shard)[0] if set(crystal.composition) <= set(card["elements"])]
+        write_shard(Path("three.parquet"), known[:3])
+        rows = run("predict", "three.parquet", "--model", "mine.safetensors", "--json")
+        assert [row["method"] for row in rows] == ["made-up"] * 3
+
+
+@pytest.mark.parametrize("kind", ["structural", "compositional"])
+def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(shard: Path, kind: str, tmp_path: Path) -> None:
+    from collections.abc import Iterator
+    from contextlib import contextmanager
+
+    from flows.progress import Counter, Silent
+
+    class Interrupting(Silent):
+        @contextmanager
+        def stage(self, name: str, total: int, unit: str) -> Iterator[Counter]:
+            left = 9
+
+            def count(n: int = 1) -> None:
+                nonlocal left
+                left -= n
+                if left == 0:
+                    raise KeyboardInterrupt
+
+            yield count
+
+    def request(out: Path) -> TrainRequest:
+        return TrainRequest(
+            kind=kind, files=(shard,), out=out, method="made-up", members=2, width=16, epochs=6, batch_size=64,
+            learning_rate=1e-3, precision="fp32", seed=0,
+        )  # fmt: skip
+
+    unbroken = train_files(request(tmp_path / "unbroken.safetensors"), Silent())
+    with pytest.raises(KeyboardInterrupt):
+        train_files(request(tmp_path / "broken.safetensors"), Interrupting())
+    assert not (tmp_path / "broken.safetensors").exists()
+    assert list((tmp_path / "broken.state").glob("member*.pt")), "the state of the interrupted run is kept"
+    resumed = train_files(request(tmp_path / "broken.safetensors"), Silent())
+    assert resumed["sha256"] == unbroken["sha256"]
+    ours, _ = load_ensemble(tmp_path / "broken.safetensors")
+    theirs, _ = load_ensemble(tmp_path / "unbroken.safetensors")
+    for one, other in zip(ours, theirs, strict=True):
+        assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--precision", "fp7"], "precision 'fp7'"),
+        (["--epochs", "0"], "epochs is 0"),
+        (["--out", "weights.pkl"], "ends in .safetensors"),
+    ],
+)
+def test_training_that_cannot_be_is_refused(
+    shard: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "structural", str(shard), "--method", "m", *arguments])
+    assert ended.value.code == 2
+    err = capfd.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_too_few_examples_are_said(capfd: pytest.CaptureFixture[str]) -> None:
+    copper = Crystal(np.eye(3) * 2.5, np.array([29]), np.zeros((1, 3)))
+    write_shard(Path("few.parquet"), [copper], {"e_form_per_atom": [0.0]})
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "structural", "few.parquet", "--method", "m"])
+    assert ended.value.code == 2
+    assert "at least 20 of each are needed" in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:No Pauling electronegativity:UserWarning")  # pymatgen, on the noble gases among the seeds
+def test_oxides_near_the_hull_of_the_shipped_seeds(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The query that the project shows its users, on the seeds, against the file they come from."""
+    from flows.seeding import seed_if_empty
+    from flows.workspace import open_workspace
+
+    url = f"sqlite:///{tmp_path / 'gnome.db'}"
+    monkeypatch.setenv("GNOME_DATABASE_URL", url)
+    with open_workspace(Settings(database_url=url)) as workspace:
+        n = seed_if_empty(workspace)
+        assert seed_if_empty(workspace) == 0
+        hull = workspace.hull(workspace.evaluator.method.label)
+    crystals, columns, _ = read_shard(shipped_data() / "seeds.parquet")
+    assert n == len(crystals) >= 400
+    assert len(set().union(*(crystal.composition for crystal in crystals))) >= 60
+    rows = run("query", 'elements HAS "O" AND _gnome_e_above_hull < 0.05', "--format", "json", "--limit", 5000)
+    found = {row["id"]: row["e_above_hull"] for row in rows}
+    above = hull.e_above_hulls([crystal.composition for crystal in crystals], columns["e_form_per_atom"])
+    expected = {
+        crystal.id: float(distance)
+        for crystal, distance in zip(crystals, above, strict=True)
+        if 8 in crystal.composition and distance < 0.05
+    }
+    assert len(expected) > 50
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert all(row["origin"] == "seed" and row["method"] == hull.method for row in rows)
