@@ -106,6 +106,9 @@ def evaluation_from_dict(record: Mapping[str, Any]) -> Evaluation:
     """Rebuild what `evaluation_to_dict` gave; raises InvalidInput when it is something else."""
     try:
         failure, crystal = record.get("failure"), record.get("crystal")
+        answered = all(record.get(name) is not None for name in ("crystal", "energy_per_atom", "e_form_per_atom"))
+        if bool(record["converged"]) != (failure is None) or (failure is None and not answered):
+            raise InvalidInput("converged goes with a crystal, energy_per_atom and e_form_per_atom, anything else with a failure")
         return Evaluation(
             **{
                 **record,

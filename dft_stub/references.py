@@ -8,6 +8,7 @@ from pathlib import Path
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
 from gnome.errors import EvaluatorUnavailable, InvalidInput
+from gnome.shipped import shipped_data
 from gnome.stability.method import Method
 from gnome.stability.references import ElementalReferences
 
@@ -22,25 +23,16 @@ def read_references(path: Path) -> ElementalReferences:
 
 def shipped_references() -> ElementalReferences:
     """CHGNet's references, from the shipped seeds."""
-    return read_references(shipped_folder() / "references.json")
+    return read_references(shipped_data() / "references.json")
 
 
 def shipped_ground_states() -> dict[int, list[Crystal]]:
     """Known forms of each element among the shipped seeds, by atomic number; where a code's own references start from."""
     forms: dict[int, list[Crystal]] = {}
-    for crystal in read_shard(shipped_folder() / "seeds.parquet")[0]:
+    for crystal in read_shard(shipped_data() / "seeds.parquet")[0]:
         if len(crystal.composition) == 1:
             forms.setdefault(int(crystal.atomic_numbers[0]), []).append(crystal)
     return forms
-
-
-def shipped_folder() -> Path:
-    """Folder of the files that ship: inside the installed package, or `data` of a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    for folder in (root / "gnome" / "_shipped", root / "data"):
-        if (folder / "references.json").is_file():
-            return folder
-    raise EvaluatorUnavailable(f"no references.json below {root}; install the package again, or run `make seeds` in a checkout")
 
 
 def write_references(path: Path, references: ElementalReferences, method: Method) -> None:

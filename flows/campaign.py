@@ -1,4 +1,4 @@
-"""A campaign as a Prefect flow: rounds and retrainings as subflows."""
+"""A campaign as a Prefect flow: the shards of its rounds and retrainings are tasks."""
 
 from typing import Any, cast
 from uuid import UUID
@@ -7,7 +7,7 @@ from prefect import flow
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 
 from flows.loop import CampaignSettings, resume_campaign, run_campaign
-from flows.prefect_round import leave_artifacts, run_as_task
+from flows.prefect_round import leave_artifacts, run_as_task, settings_parameters
 from flows.reports import campaign_rows
 from flows.settings import RoundSettings, Settings
 from flows.stages import STAGES, Result
@@ -35,7 +35,7 @@ def campaign_flow(
             update_progress_artifact(progress, progress=min(100.0, 100.0 * done / n_stages))
         return result
 
-    with open_workspace(Settings(**settings), evaluator=wanted.evaluator, resume=True) as workspace:
+    with open_workspace(Settings(**settings), evaluator=None if resume else wanted.evaluator, resume=True) as workspace:
         rounds = resume_campaign(workspace, limits, run=run) if resume else run_campaign(workspace, wanted, limits, run=run)
         for record in rounds:
             leave_artifacts(workspace, record)
@@ -46,4 +46,4 @@ def campaign_flow(
 
 def run_here(settings: Settings, wanted: RoundSettings, campaign: CampaignSettings, *, resume: bool) -> None:
     """Run the campaign flow in this process; Prefect's own database in memory or file serves, no server is needed."""
-    campaign_flow(settings.model_dump(mode="json"), wanted.to_dict(), vars(campaign), resume=resume)
+    campaign_flow(settings_parameters(settings), wanted.to_dict(), vars(campaign), resume=resume)

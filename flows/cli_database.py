@@ -18,7 +18,7 @@ _COLUMNS = (
     Quantity.E_ABOVE_HULL, Quantity.ORIGIN, Quantity.ROUND,
 )  # fmt: skip
 
-_NAMES = frozenset(name.value for name in Quantity)
+_UNITS = {name.value: name.unit for name in Quantity if name.unit}
 _HIDDEN = frozenset({"created_at", "candidate_id", "fingerprint"})
 
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
@@ -117,7 +117,7 @@ def show_command(
             continue
         shown = products(stored.row) if name == Quantity.DECOMPOSES_TO else value
         if shown or shown == 0:
-            unit = f" {Quantity(name).unit}" if name in _NAMES and Quantity(name).unit else ""
+            unit = f" {_UNITS[name]}" if name in _UNITS else ""
             console.print(
                 f"[bold]{name:>26}[/bold]  {f'{shown:.5g}' if isinstance(shown, float) else shown}{unit}", highlight=False
             )

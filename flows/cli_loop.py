@@ -17,7 +17,7 @@ Elements = Annotated[str, typer.Option(help="Only these elements, by commas: Li,
 Generator = Annotated[str, typer.Option(help="structural, compositional or both.")]
 EvaluatorName = Annotated[str, typer.Option(help="chgnet, emt, gpaw, recorded:FILE ... ; GNOME_EVALUATOR when not given.")]
 Budget = Annotated[int, typer.Option(help="Evaluations in a round.")]
-Candidates = Annotated[int, typer.Option(help="Candidates that the structural pipeline proposes.")]
+Candidates = Annotated[int, typer.Option(help="Candidates to propose; with both pipelines, half of them structural.")]
 Screened = Annotated[int, typer.Option(help="Candidates that get the full filter.")]
 Formulas = Annotated[int, typer.Option(help="Formulas that the compositional pipeline searches.")]
 Seed = Annotated[int, typer.Option(help="The same seed on an empty database gives the same result.")]
@@ -134,6 +134,24 @@ def campaign_resume(
     )
 
 
+@campaign_app.command("abandon")
+def campaign_abandon() -> None:
+    """Give up the round that is unfinished; what it answered stays, and the next command starts a new round.
+
+    gnome campaign abandon
+    """
+    from gnome.database.leases import hold_round  # noqa: PLC0415
+    from gnome.database.store import Store  # noqa: PLC0415
+    from gnome.errors import InvalidInput  # noqa: PLC0415
+
+    with Store.open(Settings().database) as store, hold_round(store):
+        unfinished = store.open_round()
+        if unfinished is None:
+            raise InvalidInput(f"{store.location} has no unfinished round")
+        store.finish_round(unfinished.number, {}, failed=True)
+    make_console().print(f"Round {unfinished.number} is given up.", highlight=False)
+
+
 def _campaign(
     campaign: dict[str, int], wanted: RoundSettings, settings: Settings, *, plain: bool, as_json: bool, resume: bool
 ) -> None:
@@ -144,7 +162,8 @@ def _campaign(
     console = make_console(stderr=as_json)
     limits = CampaignSettings(**campaign)
     if plain:
-        with open_workspace(settings, evaluator=wanted.evaluator, listener=Bars(console), resume=True) as workspace:
+        asked = None if resume else wanted.evaluator
+        with open_workspace(settings, evaluator=asked, listener=Bars(console), resume=True) as workspace:
             if resume:
                 resume_campaign(workspace, limits)
             else:

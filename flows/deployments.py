@@ -5,6 +5,7 @@ from prefect.schedules import Cron
 
 from flows.campaign import campaign_flow
 from flows.loop import CampaignSettings
+from flows.prefect_round import settings_parameters
 from flows.settings import RoundSettings, Settings
 from gnome.errors import InvalidInput
 
@@ -22,7 +23,7 @@ def serve_campaign(settings: Settings, wanted: RoundSettings, campaign: Campaign
         name=name,
         schedule=schedule,
         parameters={
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings_parameters(settings),
             "round_settings": wanted.to_dict(),
             "campaign": dict(vars(campaign)),
         },

@@ -4,9 +4,13 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-from flows.settings import Settings, shipped_data
+from sqlalchemy import make_url
+
+from flows.settings import Settings
 from gnome.errors import GnomeError
+from gnome.shipped import shipped_data
 
 PACKAGES = ("gnome-discovery", "torch", "torch-geometric", "pymatgen", "ase", "prefect", "chgnet", "sqlalchemy")
 
@@ -59,14 +63,23 @@ def _database(settings: Settings) -> Iterator[Finding]:
             if unfinished is not None:
                 yield Finding("round", True, f"round {unfinished.number} is unfinished; gnome discover goes on with it")
     except GnomeError as error:
-        fresh = "no such" in str(error) or "does not exist" in str(error)
+        url = make_url(settings.database) if "://" in settings.database else None
+        path = settings.database if url is None else url.database if url.get_backend_name() == "sqlite" else None
+        fresh = path is not None and not Path(path).expanduser().exists()
         advice = "" if fresh else "set GNOME_DATABASE_URL, or mend what is said"
-        yield Finding("database", fresh, "none yet; gnome discover makes it" if fresh else str(error), advice)
+        yield Finding("database", fresh, f"none at {path} yet; gnome discover makes it" if fresh else str(error), advice)
 
 
-def _ensembles(_: Settings) -> Iterator[Finding]:
+def _ensembles(settings: Settings) -> Iterator[Finding]:
+    from flows.predicting import current_weights  # noqa: PLC0415 - imports torch
     from gnome.models.checkpoint import load_ensemble  # noqa: PLC0415 - imports torch
 
+    try:
+        path = current_weights(settings)
+        _, card = load_ensemble(path)
+        yield Finding("ensemble in use", True, f"{card['sha256'][:16]} on {card['method']}, {path}")
+    except GnomeError as error:
+        yield Finding("ensemble in use", False, str(error), "restore the file, or start with another database")
     for kind in ("structural", "compositional"):
         path = shipped_data() / "ensembles" / f"{kind}.safetensors"
         try:

@@ -1,13 +1,16 @@
 """Handing crystals to an evaluator and storing every answer as it comes."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from itertools import chain
+from typing import Any, Final
 
-from dft_stub.evaluator import Evaluation, Evaluator
+from dft_stub.evaluator import Evaluation, Evaluator, Failure
 from flows.records import evaluation_record
 from flows.workspace import Workspace
 from gnome.crystals.crystal import Crystal
 from gnome.errors import EvaluatorUnavailable
+
+OF_THE_MACHINE: Final = frozenset({Failure.TIMEOUT, Failure.CRASHED, Failure.OUT_OF_MEMORY})
 
 
 def answers(evaluator: Evaluator, crystals: Mapping[str, Crystal]) -> Iterator[Evaluation]:
@@ -24,14 +27,27 @@ def answers(evaluator: Evaluator, crystals: Mapping[str, Crystal]) -> Iterator[E
         )
 
 
+def _later(evaluator: Evaluator, crystals: Mapping[str, Crystal]) -> Iterator[Evaluation]:
+    """Evaluate what is in the mapping by the time this is asked for the first answer."""
+    if crystals:
+        yield from answers(evaluator, crystals)
+
+
 def evaluate_crystals(workspace: Workspace, number: int, crystals: Mapping[str, Crystal]) -> dict[str, Any]:
-    """Evaluate what has no answer yet; an interruption loses nothing that was answered."""
+    """Evaluate what has no answer yet; an interruption loses nothing that was answered.
+
+    What failed in a way that may be the machine's doing is tried once more before it counts.
+    """
     answered = {record.candidate_id for record in workspace.store.evaluations_of_round(number)}
     waiting = {identifier: crystal for identifier, crystal in crystals.items() if identifier not in answered}
     failures: dict[str, int] = {}
+    again: dict[str, Crystal] = {}
     with workspace.listener.stage("evaluating", len(crystals), "crystals") as count:
         count(len(crystals) - len(waiting))
-        for evaluation in answers(workspace.evaluator, waiting):
+        for evaluation in chain(answers(workspace.evaluator, waiting), _later(workspace.evaluator, again)):
+            if evaluation.failure in OF_THE_MACHINE and evaluation.id not in again:
+                again[evaluation.id] = crystals[evaluation.id]
+                continue
             workspace.store.add_evaluations([evaluation_record(evaluation, number)])
             if evaluation.failure is not None:
                 failures[str(evaluation.failure)] = failures.get(str(evaluation.failure), 0) + 1

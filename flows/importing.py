@@ -9,10 +9,12 @@ from flows.assess import crystal_record, update_hull
 from flows.evaluating import answers
 from flows.workspace import Workspace
 from gnome.crystals.crystal import Crystal
+from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
 from gnome.crystals.identity import keys_to_search, same_crystal
+from gnome.database.leases import hold_round
 from gnome.database.records import CrystalRecord
-from gnome.errors import EvaluatorUnavailable, InvalidInput
+from gnome.errors import EvaluatorUnavailable, InvalidInput, RoundBusy
 from gnome.quantities import Quantity
 from gnome.stability.method import Method
 from gnome.stability.references import ElementalReferences
@@ -34,6 +36,12 @@ def import_crystals(workspace: Workspace, source: Path, *, method_name: str = ""
     Crystals that all come with energies join the hull of the method named; its elemental references are the lowest entry of each
     element among them and those imported under it before.  Crystals without energies are relaxed by the workspace's evaluator.
     """
+    unfinished = workspace.store.open_round()
+    if unfinished is not None:
+        raise RoundBusy(
+            f"round {unfinished.number} is unfinished, and an import would change what it works on; finish it with `gnome discover`, "
+            "or give it up with `gnome campaign abandon`"
+        )
     good: list[ReadCrystal] = []
     refused: list[Refusal] = []
     for item in read_crystals(source):
@@ -50,13 +58,21 @@ def import_crystals(workspace: Workspace, source: Path, *, method_name: str = ""
             for item in good
             if _energy(item) is None
         ]
-        return _import_energies(workspace, with_energy, refused, method_name)
-    return _import_structures(workspace, good, refused)
+        with hold_round(workspace.store):
+            return _import_energies(workspace, with_energy, refused, method_name)
+    with hold_round(workspace.store):
+        return _import_structures(workspace, good, refused)
 
 
 def _import_energies(workspace: Workspace, items: Sequence[ReadCrystal], refused: list[Refusal], name: str) -> Imported:
     method = Method(code="imported", functional=name)
+    before = _references(workspace, (), method)
     references = _references(workspace, items, method)
+    if moved := sorted(z for z, energy in before.energies.items() if references.energies[z] < energy - 1e-9):
+        raise InvalidInput(
+            f"{', '.join(SYMBOLS[z] for z in moved)}: this import holds a lower form of the element than those under {name!r} "
+            "before, whose formation energies would all change; import everything again under another --method"
+        )
     records = []
     for item in items:
         energy, correction = _energy(item) or 0.0, _correction(item)

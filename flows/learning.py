@@ -1,10 +1,10 @@
 """Learning from a round: fine-tune the structural ensemble on everything the evaluator has answered, and promote it if it is not worse.
 
 First form: all crystals of the method (relaxed seeds and discoveries, and the unrelaxed candidates these came from, under the relaxed
-energy) are the training set; the shipped validation set, which no round ever trains on, decides.
+energy) are the training set, but for those with a formula of the shipped validation set, which decides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from flows.settings import shipped_data
 from flows.workspace import Workspace
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
@@ -26,6 +25,7 @@ from gnome.models.metrics import bootstrap, mean_absolute_error
 from gnome.models.recipes import EnsembleSettings, train_member
 from gnome.models.training import EpochRecord, Labelled, TrainSettings
 from gnome.quantities import Quantity
+from gnome.shipped import shipped_data
 from gnome.stability.method import Method
 from pipelines.screening import ScreeningSettings, fit_offset, predict_energies
 
@@ -62,6 +62,11 @@ class ValidationSet:
     crystals: list[Crystal]
     e_form_per_atom: np.ndarray[Any, np.dtype[np.float64]]
 
+    @property
+    def formulas(self) -> frozenset[str]:
+        """Reduced formulas that no training set may hold."""
+        return frozenset(crystal.reduced_formula for crystal in self.crystals)
+
 
 def load_validation(method: str) -> ValidationSet:
     """Load the shipped validation set; raises InvalidInput when it is of another method than the hull's."""
@@ -84,6 +89,7 @@ def new_answers(workspace: Workspace, method: str) -> int:
         for done in workspace.store.rounds()
         if done.number > learnt
         for record in workspace.store.evaluations_of_round(done.number)
+        if record.method.label == method
     )
 
 
@@ -94,6 +100,7 @@ def retrain(
     current = _model_before(workspace, number)
     validation = load_validation(method)
     rows = list(workspace.store.training_rows(method))
+    rows = [row for row in rows if row.crystal.reduced_formula not in validation.formulas]
     crystals, targets = training_examples(rows, current.elements)
     pack = PackedGraphs.from_crystals(crystals, current.members[0].settings.cutoff)
     train = Labelled(pack, torch.tensor(targets, dtype=torch.float32))
@@ -121,6 +128,8 @@ def retrain(
     }
     path = folder / "structural.safetensors"
     saved = save_ensemble(path, members, card)
+    for state in folder.glob("member*.pt"):
+        state.unlink()
     return _judge(workspace, path, saved, current, validation, rows, number)
 
 
@@ -160,11 +169,10 @@ def validation_error(
     return np.nan_to_num(errors, nan=RAN_AWAY, posinf=RAN_AWAY)
 
 
-def current_error(workspace: Workspace, model: StructuralEnsemble, method: str, validation: ValidationSet) -> float:
+def current_error(model: StructuralEnsemble, method: str, validation: ValidationSet, rows: Sequence[TrainingRow]) -> float:
     """Mean absolute error of an ensemble as screening uses it, with its offset where it was trained on another method."""
     correction = None
     if model.method != method:
-        rows = list(workspace.store.training_rows(method))
         offset = fit_offset(
             model, [row.crystal for row in rows], [row.e_form_per_atom for row in rows], method=method, settings=VALIDATION_SCALES
         )
@@ -183,7 +191,7 @@ def _judge(
 ) -> Retraining:
     """Compare old and new on the validation set, register the new one, and promote it if it is not worse."""
     method = str(card["method"])
-    before = current_error(workspace, current, method, validation)
+    before = current_error(current, method, validation, rows)
     errors = validation_error(StructuralEnsemble.load(path), validation)
     interval = bootstrap(mean_absolute_error, errors, np.zeros(len(errors)))
     metrics = {"validation_mae": vars(interval), "validation_mae_before": before, "n_validation": len(errors)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from flows.evaluating import answers
 from flows.progress import Listener
-from flows.settings import Settings, shipped_data
+from flows.settings import Settings
 from flows.workspace import Workspace, evaluator_of
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
@@ -18,6 +18,7 @@ from gnome.database.store import Store
 from gnome.errors import DatabaseUnavailable
 from gnome.models.ensemble import StructuralEnsemble
 from gnome.quantities import Quantity
+from gnome.shipped import shipped_data
 from pipelines.screening import ScreeningSettings, predict_energies
 
 Row = dict[str, Any]
@@ -88,24 +89,29 @@ def evaluate_files(
     rows, usable = read_rows(files)
     waiting = {f"{i}": crystal for i, (_, crystal) in enumerate(usable)}
     relaxed: dict[int, Crystal] = {}
-    with listener.stage("evaluating", len(waiting), "crystals") as count:
-        for evaluation in answers(runner, waiting):
-            count()
-            row, _ = usable[int(evaluation.id)]
-            row |= {
-                Quantity.METHOD: evaluation.method.label,
-                Quantity.ENERGY_PER_ATOM: evaluation.energy_per_atom,
-                Quantity.E_FORM_PER_ATOM: evaluation.e_form_per_atom,
-                "converged": evaluation.converged,
-                "n_steps": evaluation.n_steps,
-            }
-            if evaluation.crystal is not None and evaluation.converged:
-                relaxed[int(evaluation.id)] = evaluation.crystal
-                row["crystal"] = evaluation.crystal.to_dict()
-            if evaluation.failure is not None:
-                row[Quantity.REFUSED] = f"{evaluation.failure}: {evaluation.message}"
-    if out is not None and relaxed:
-        _write(out, [(usable[i][0], relaxed[i]) for i in sorted(relaxed)])
+    try:
+        with listener.stage("evaluating", len(waiting), "crystals") as count:
+            for evaluation in answers(runner, waiting):
+                count()
+                row, _ = usable[int(evaluation.id)]
+                row |= {
+                    Quantity.METHOD: evaluation.method.label,
+                    Quantity.ENERGY_PER_ATOM: evaluation.energy_per_atom,
+                    Quantity.E_FORM_PER_ATOM: evaluation.e_form_per_atom,
+                    "converged": evaluation.converged,
+                    "n_steps": evaluation.n_steps,
+                }
+                if evaluation.crystal is not None and evaluation.converged:
+                    relaxed[int(evaluation.id)] = evaluation.crystal
+                    row["crystal"] = evaluation.crystal.to_dict()
+                if evaluation.failure is not None:
+                    row[Quantity.REFUSED] = f"{evaluation.failure}: {evaluation.message}"
+    finally:  # an interruption keeps what was relaxed
+        if out is not None and relaxed:
+            _write(out, [(usable[i][0], relaxed[i]) for i in sorted(relaxed)])
+        close = getattr(runner, "close", None)
+        if close is not None:
+            close()
     return rows
 
 

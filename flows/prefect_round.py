@@ -9,8 +9,10 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
+from rich.console import Console
+from sqlalchemy import make_url
 
-from flows.progress import Silent
+from flows.progress import Bars
 from flows.reports import discoveries, products, round_lines
 from flows.settings import RoundSettings, Settings
 from flows.stages import Result, run_round, run_shard
@@ -38,16 +40,24 @@ def _is_transient(_task: Any, _run: Any, state: Any) -> bool:
 )
 def shard_task(settings: dict[str, Any], evaluator: str, number: int, stage: str, shard: int, token: int | None) -> Result:
     """Run one shard of a stage; see `flows.stages.run_shard`."""
-    with open_workspace(Settings(**settings), evaluator=evaluator, listener=Silent()) as workspace:
+    with open_workspace(Settings(**settings), evaluator=evaluator, listener=Bars(Console(stderr=True))) as workspace:
         if token is not None:
             join_round(workspace.store, token)
         return run_shard(workspace, number, stage, shard)
 
 
+def settings_parameters(settings: Settings) -> dict[str, Any]:
+    """Settings as parameters of a run; a database URL with a password stays in the environment, where each run reads it again."""
+    plain = settings.model_dump(mode="json")
+    if settings.database_url and "://" in settings.database_url and make_url(settings.database_url).password is not None:
+        del plain["database_url"]
+    return plain
+
+
 def run_as_task(workspace: Workspace, number: int, stage: str, shard: int) -> Result:
     """Run a shard as a task of the flow that is running; what `run_round` is given in place of `run_shard`."""
     fence = workspace.store.fence
-    settings = workspace.settings.model_dump(mode="json")
+    settings = settings_parameters(workspace.settings)
     result = shard_task(settings, workspace.evaluator_name, number, stage, shard, None if fence is None else fence.token)
     get_run_logger().info("round %d: %s %d took %.1f s", number, stage, shard, result.get("seconds", 0.0))
     return result

@@ -16,6 +16,9 @@ def retraining_flow(settings: dict[str, Any], evaluator: str, number: int) -> di
     """Fine-tune the structural ensemble on all answers up to a round; promote it if it is not worse."""
     with open_workspace(Settings(**settings), evaluator=evaluator) as workspace, hold_round(workspace.store):
         result = run_as_task(workspace, number, "retrain", 0)
+    if "skipped" in result:
+        create_markdown_artifact(key="retraining", markdown=f"After round {number}: {result['skipped']}.")
+        return result
     verdict = "promoted" if result["promoted"] else "not promoted: it was worse"
     create_markdown_artifact(
         key="retraining",

@@ -1,11 +1,11 @@
 """Filling an empty database with the shipped seeds."""
 
 from flows.assess import crystal_record, update_hull
-from flows.settings import shipped_data
 from flows.workspace import Workspace
 from gnome.crystals.shards import read_shard
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
+from gnome.shipped import shipped_data
 from gnome.stability.method import Method
 
 

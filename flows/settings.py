@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from platformdirs import user_data_path
+from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from sqlalchemy import make_url
 
 from gnome.errors import InvalidInput
 
@@ -23,7 +25,9 @@ class Settings(BaseSettings):
     database_url: str = ""
     folder: Path | None = None
     evaluator: str = "chgnet"
-    workers: int = 2
+    workers: int = Field(default=2, ge=1, le=256)
+    evaluation_seconds: float = Field(default=900.0, gt=0)
+    evaluation_memory_gb: float = Field(default=2.0, gt=0)
 
     @classmethod
     def settings_customise_sources(
@@ -44,11 +48,13 @@ class Settings(BaseSettings):
 
     @property
     def data_folder(self) -> Path:
-        """Where models and reports are kept: `folder`, else the folder of the SQLite file, else the user's data folder."""
+        """Where models and references are kept: `folder`, else `NAME.files` beside a SQLite file, else in the user's data folder."""
         if self.folder is not None:
-            return self.folder
-        if self.database.startswith("sqlite:///"):
-            return Path(self.database.removeprefix("sqlite:///").split("?")[0]).parent
+            return self.folder.expanduser().absolute()
+        database = self.database
+        path = database if "://" not in database else make_url(database).database if database.startswith("sqlite") else None
+        if path and path != ":memory:":
+            return Path(path).expanduser().absolute().with_suffix(".files")
         return user_data_path("gnome")
 
 
@@ -80,6 +86,8 @@ class RoundSettings:
         """Refuse what no round can do."""
         if self.generator not in GENERATORS:
             raise InvalidInput(f"generator {self.generator!r}, expected one of {', '.join(GENERATORS)}")
+        if not 0 <= self.seed < 2**62:
+            raise InvalidInput(f"seed is {self.seed}, expected 0 to 2^62")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type in (int, "int") and field.name != "seed" and value < 1:
@@ -98,12 +106,3 @@ class RoundSettings:
     def from_dict(cls, stored: dict[str, Any]) -> Self:
         """Rebuild what `to_dict` gave."""
         return cls(**{**stored, "elements": tuple(stored["elements"])})
-
-
-def shipped_data() -> Path:
-    """Folder of what ships: seeds, references, validation set, ensembles."""
-    here = Path(__file__).resolve().parent.parent
-    for folder in (here / "gnome" / "_shipped", here / "data"):
-        if (folder / "ensembles").is_dir():
-            return folder
-    raise InvalidInput(f"the shipped data were not found beside {here}; install the package again")

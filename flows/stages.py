@@ -8,13 +8,14 @@ before the stage, so a round that was killed anywhere ends with the tables of an
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
 from flows.assess import assess, is_hit, update_hull
 from flows.evaluating import evaluate_crystals
-from flows.learning import retrain
+from flows.learning import load_validation, retrain
 from flows.proposing import allowed_elements, propose_compositional, propose_structural
 from flows.records import candidate_from, prediction_from, prediction_record
 from flows.seeding import seed_if_empty
@@ -22,7 +23,7 @@ from flows.settings import RoundSettings
 from flows.workspace import Workspace
 from gnome.database.leases import hold_round
 from gnome.database.records import RoundRecord
-from gnome.errors import RoundBusy
+from gnome.errors import EvaluatorUnavailable, InvalidInput, RoundBusy
 from gnome.models.ensemble import StructuralEnsemble
 from gnome.quantities import Quantity
 from pipelines.candidate import Candidate
@@ -64,6 +65,7 @@ def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign_until
     workspace.store.add_method(method)
     model, hull = workspace.structural_model(), workspace.hull(method.label)
     allowed_elements(settings, model.elements, hull.elements, workspace.evaluator.elements)
+    settings = replace(settings, evaluator=workspace.evaluator_name)
     kept = {"method": method.label, "model": model.model_id, "campaign_until": campaign_until}
     return workspace.store.start_round({**settings.to_dict(), **kept}, settings.seed)
 
@@ -276,6 +278,12 @@ def chosen(workspace: Workspace, number: int) -> list[str]:
 
 def _evaluate(workspace: Workspace, number: int, shard: int) -> Result:
     """Relax what was chosen; every answer is stored as it comes."""
+    method = workspace.evaluator.method.label
+    if method != round_method(workspace, number):
+        raise EvaluatorUnavailable(
+            f"round {number} works on the hull of {round_method(workspace, number)}, {workspace.evaluator_name} now gives {method}; "
+            "use the versions it began with, or give it up with `gnome campaign abandon`"
+        )
     ids = chosen(workspace, number)[shard * EVALUATE_SHARD : (shard + 1) * EVALUATE_SHARD]
     return evaluate_crystals(workspace, number, {candidate.id: candidate.crystal for candidate in _load(workspace, ids)})
 
@@ -298,8 +306,14 @@ def _assess(workspace: Workspace, number: int, _shard: int) -> Result:
 
 
 def _retrain(workspace: Workspace, number: int, _shard: int) -> Result:
-    """Fine-tune the ensemble on all answers up to this round."""
-    return retrain(workspace, round_method(workspace, number), number, seed=round_settings(workspace, number).seed).to_dict()
+    """Fine-tune the ensemble on all answers up to this round, if there is a validation set to judge it by."""
+    method = round_method(workspace, number)
+    try:
+        load_validation(method)
+    except InvalidInput as error:
+        workspace.listener.say(f"Not retrained: {error}")
+        return {"skipped": str(error)}
+    return retrain(workspace, method, number, seed=round_settings(workspace, number).seed).to_dict()
 
 
 def _load(workspace: Workspace, ids: Sequence[str]) -> list[Candidate]:

@@ -1,21 +1,24 @@
 """One place to work: a database, its models, and the evaluator that labels its energies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dft_stub.evaluator import Evaluator
 from dft_stub.registry import make_evaluator
+from dft_stub.workers import WorkerLimits
 from flows.progress import Listener, Silent
-from flows.settings import Settings, shipped_data
+from flows.settings import Settings
 from gnome.database.ledger import Ledger
 from gnome.database.records import ModelRecord
 from gnome.database.store import Store
-from gnome.errors import EvaluatorUnavailable
+from gnome.errors import EvaluatorUnavailable, InvalidCheckpoint
 from gnome.models.checkpoint import read_card
 from gnome.models.ensemble import CompositionalEnsemble, StructuralEnsemble
+from gnome.shipped import shipped_data
 from gnome.stability.hull import ConvexHull
 
 SHIPPED = "shipped:"
@@ -58,11 +61,17 @@ class Workspace:
 
     def structural_model(self) -> StructuralEnsemble:
         """Load the structural ensemble in use; the shipped one where no other was promoted."""
-        return StructuralEnsemble.load(self.model_path(self._current("structural")))
+        record = self._current("structural")
+        ensemble = StructuralEnsemble.load(self.model_path(record))
+        self._check(ensemble.card, record)
+        return ensemble
 
     def formula_model(self) -> CompositionalEnsemble:
         """Load the compositional ensemble in use."""
-        return CompositionalEnsemble.load(self.model_path(self._current("compositional")))
+        record = self._current("compositional")
+        ensemble = CompositionalEnsemble.load(self.model_path(record))
+        self._check(ensemble.card, record)
+        return ensemble
 
     def model_path(self, record: ModelRecord) -> Path:
         """Find the weights of a model."""
@@ -87,6 +96,13 @@ class Workspace:
             if self.store.current_model(kind) is None:
                 self.store.promote_model(record.id)
 
+    def _check(self, card: Mapping[str, Any], record: ModelRecord) -> None:
+        """Refuse weights that are not the ones the database speaks of."""
+        if card["sha256"] != record.sha256:
+            raise InvalidCheckpoint(
+                f"{self.model_path(record)}: not the weights of model {record.id} that {self.store.location} uses; restore the file"
+            )
+
     def _current(self, kind: str) -> ModelRecord:
         record = self.store.current_model(kind)
         if record is None:
@@ -100,10 +116,11 @@ def evaluator_of(settings: Settings, name: str) -> Evaluator:
     """Make an evaluator by name; the elemental references of ASE calculators are kept in the data folder."""
     if name.startswith("recorded:"):
         return make_evaluator(name, wait=True)
+    limits = WorkerLimits(seconds=settings.evaluation_seconds, memory_bytes=int(settings.evaluation_memory_gb * 2**30))
     if name == "chgnet":
-        return make_evaluator(name, workers=settings.workers)
+        return make_evaluator(name, workers=settings.workers, limits=limits)
     kept = settings.data_folder / "references" / f"{name}.json"
-    return make_evaluator(name, workers=settings.workers, references_path=kept)
+    return make_evaluator(name, workers=settings.workers, limits=limits, references_path=kept)
 
 
 @contextmanager
@@ -112,12 +129,13 @@ def open_workspace(
 ) -> Iterator[Workspace]:
     """Open the database of these settings; at the end it is closed and worker processes are ended.
 
-    With `resume`, an unfinished round's own evaluator is used, whatever is asked for.
+    With `resume`, an unfinished round's own evaluator is used, whatever is asked for; where none is given, that of the last round.
     """
     listener = listener or Silent()
     with Store.open(settings.database) as store:
-        name = evaluator or settings.evaluator
-        unfinished = store.open_round() if resume else None
+        rounds = store.rounds() if resume else []
+        name = evaluator or (str(rounds[-1].settings["evaluator"]) if rounds else settings.evaluator)
+        unfinished = rounds[-1] if rounds and rounds[-1].state == "running" else None
         if unfinished is not None:
             name = str(unfinished.settings["evaluator"])
             listener.say(f"Going on with round {unfinished.number}, which was interrupted, with the settings it began with.")

@@ -34,6 +34,14 @@ class ScreeningSettings:
     largest_scale: float = 1.2
     batch_size: int = 512
 
+    def __post_init__(self) -> None:
+        """Refuse what is no set of volumes."""
+        if self.n_scales < 1 or self.batch_size < 1 or not 0 < self.smallest_scale <= self.largest_scale:
+            raise InvalidInput(
+                f"{self.n_scales} volumes between factors {self.smallest_scale:g} and {self.largest_scale:g}, "
+                "expected 1 or more between positive factors"
+            )
+
     @property
     def scales(self) -> tuple[float, ...]:
         """Volume factors, ascending."""

@@ -1,6 +1,7 @@
 """The elements: symbols, electronegativities and covalent radii, indexed by atomic number.
 
-Electronegativities are Pauling's as pymatgen tabulates them (infinite for He, Ne and Ar, which have none): they order the symbols of a formula.
+Electronegativities are Pauling's as pymatgen tabulates them (infinite for He, Ne and Ar, which have none): they order the symbols
+of a formula.
 Radii are the covalent radii of Cordero et al., Dalton Trans. 2008, 2832, with 2.0 angstrom from Bk on, where none is known.
 Index 0 is no element.
 """

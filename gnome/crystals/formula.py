@@ -7,7 +7,7 @@ spell as pymatgen does; the tests compare the two.
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gnome.crystals.elements import ELECTRONEGATIVITY, SYMBOLS
@@ -80,31 +80,19 @@ def _parse_amounts(text: str) -> dict[int, float]:
         raise InvalidInput(f"formula {text[:20]!r}... has {len(text)} characters, the limit is {MAX_FORMULA_LENGTH}")
     stack: list[dict[int, float]] = [{}]
     last: dict[int, float] = {}
-    position = 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise InvalidInput(f"formula {text!r}: {text[position]!r} at position {position + 1} cannot be read")
-        symbol, opening, closing, number, _ = match.groups()
-        position = match.end()
-        if symbol or closing:
-            _add(stack[-1], last)
-            last = {}
-        if symbol:
-            last = {_known(symbol, text): 1.0}
-        elif opening:
-            _add(stack[-1], last)
-            last = {}
+    for symbol, opening, closing, number in _tokens(text):
+        if number:
+            if not last:
+                raise InvalidInput(f"formula {text!r}: the number {number} follows no element or bracket")
+            last = {z: amount * float(number) for z, amount in last.items()}
+        _add(stack[-1], last)
+        last = {_known(symbol, text): 1.0} if symbol else {}
+        if opening:
             stack.append({})
         elif closing:
             if len(stack) == 1:
                 raise InvalidInput(f"formula {text!r}: a bracket is closed that was never opened")
             last = stack.pop()
-        elif number:
-            if not last:
-                raise InvalidInput(f"formula {text!r}: the number {number} follows no element or bracket")
-            _add(stack[-1], {z: amount * float(number) for z, amount in last.items()})
-            last = {}
     if len(stack) != 1:
         raise InvalidInput(f"formula {text!r}: a bracket is never closed")
     _add(stack[-1], last)
@@ -112,6 +100,19 @@ def _parse_amounts(text: str) -> dict[int, float]:
     if not amounts:
         raise InvalidInput(f"formula {text!r} has no atoms")
     return amounts
+
+
+def _tokens(text: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (symbol, opening, closing, number), one of them not empty; white space is passed over."""
+    position = 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise InvalidInput(f"formula {text!r}: {text[position]!r} at position {position + 1} cannot be read")
+        position = match.end()
+        if match.group(5) is None:
+            symbol, opening, closing, number = (match.group(i) or "" for i in range(1, 5))
+            yield symbol, opening, closing, number
 
 
 def _known(symbol: str, text: str) -> int:

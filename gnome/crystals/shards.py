@@ -1,8 +1,8 @@
 """Many crystals in one Parquet file, with columns beside them.
 
-The format of the shipped seeds, of candidates between stages, of training sets and of exports.  Columns: `lattice` (9 floats, rows are
-vectors), `atomic_numbers` (n), `frac_coords` (3 n floats), then any others, named after `gnome.quantities.Quantity`.  The schema's metadata hold
-a JSON object under `gnome`.
+The format of the shipped seeds, of training sets and of exports.  Columns: `lattice` (9 floats, rows are vectors), `atomic_numbers` (n),
+`frac_coords` (3 n floats), then any others, named after `gnome.quantities.Quantity`.  The schema's metadata hold a JSON object under
+`gnome`.
 """
 
 import json
@@ -68,4 +68,8 @@ def read_shard(path: Path) -> tuple[list[Crystal], dict[str, list[Any]], dict[st
         for lattice, numbers, coords in zip(*structure, strict=True)
     ]
     columns = {name: table[name].to_pylist() for name in table.column_names if name not in _STRUCTURE_COLUMNS}
-    return crystals, columns, json.loads((table.schema.metadata or {}).get(b"gnome", b"{}"))
+    try:
+        metadata = json.loads((table.schema.metadata or {}).get(b"gnome", b"{}"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: its metadata cannot be read ({error})") from None
+    return crystals, columns, metadata

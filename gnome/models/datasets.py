@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import split_bucket
 from gnome.crystals.shards import read_shard
-from gnome.errors import InvalidInput
+from gnome.crystals.validity import check_crystal
+from gnome.errors import InvalidCrystal, InvalidInput
 from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.training import Inputs, Labelled
 from gnome.quantities import PLAUSIBLE_E_FORM, Quantity
@@ -56,6 +57,10 @@ def read_labelled_crystals(paths: Sequence[Path]) -> tuple[list[Crystal], NDArra
         for row, label in enumerate(columns[Quantity.E_FORM_PER_ATOM]):
             if label is None or not PLAUSIBLE_E_FORM[0] <= label <= PLAUSIBLE_E_FORM[1]:
                 raise InvalidInput(f"{path}: row {row} has {Quantity.E_FORM_PER_ATOM} = {label}, not a plausible label")
+            try:
+                check_crystal(rows[row])
+            except InvalidCrystal as error:
+                raise InvalidInput(f"{path}: row {row}: {error}; leave it out") from None
         crystals += rows
         targets += columns[Quantity.E_FORM_PER_ATOM]
     return crystals, np.array(targets, dtype=np.float64)

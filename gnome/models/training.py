@@ -4,12 +4,14 @@ Adam with decoupled weight decay, learning rate falling linearly to zero, gradie
 function of (seed, epoch) alone, so a resumed run repeats the broken one exactly.  The weights of the best validation epoch win.
 """
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol, Self
 
 import torch
@@ -103,7 +105,8 @@ def fit(
 ) -> list[EpochRecord]:
     """Train in place and leave the best validation epoch's weights in the network.
 
-    With `state_path` the run is saved every few epochs and picked up from there when called again with the same settings.
+    With `state_path` the run is saved every few epochs and picked up from there when called again with the same settings, data and
+    initial weights.
     """
     trainer = _Trainer(network, train, validation, settings, compile_network=compile_network)
     if state_path is not None and state_path.exists():
@@ -137,6 +140,7 @@ class _Trainer:
         self.history: list[EpochRecord] = []
         self.best_mae = float("inf")
         self.best_weights = self._copy_weights()
+        self.key = self._run_key()
 
     def run_epoch(self) -> EpochRecord:
         """Train one epoch and validate."""
@@ -183,13 +187,21 @@ class _Trainer:
     def _copy_weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
 
-    def _settings_text(self) -> str:
-        return json.dumps(asdict(self.settings), sort_keys=True)
+    def _run_key(self) -> str:
+        """Digest of all that decides the run: settings, initial weights, targets, and the first inputs."""
+        digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
+        tensors = [*self.network.state_dict().values(), self.train.targets, self.validation.targets]
+        if len(self.train.inputs):
+            first = self.train.inputs.batch(torch.arange(min(len(self.train.inputs), 256), device=self.device))
+            tensors += [getattr(first, field.name) for field in fields(first)]
+        for tensor in tensors:
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the run's state; the file appears whole or not at all."""
         state = {
-            "settings": self._settings_text(),
+            "run": self.key,
             "weights": self._copy_weights(),
             "best_weights": self.best_weights,
             "best_mae": self.best_mae,
@@ -205,13 +217,13 @@ class _Trainer:
         """Take up a saved run; raises InvalidCheckpoint when the file is damaged or was saved under other settings."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            if state["settings"] != self._settings_text():
-                raise InvalidCheckpoint(f"{path} was saved by a run with other settings; delete it to start anew")
+            if state["run"] != self.key:
+                raise InvalidCheckpoint(f"{path} was saved by a run with other settings or data; delete it to start anew")
             self.network.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.best_weights, self.best_mae = state["best_weights"], state["best_mae"]
             self.history = [EpochRecord(**record) for record in state["history"]]
-        except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, UnpicklingError) as error:
             reason = str(error).split("\n", 1)[0][:200]
             raise InvalidCheckpoint(f"{path} cannot be resumed ({reason}); delete it to start anew") from error
         self.epoch = len(self.history)

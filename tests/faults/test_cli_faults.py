@@ -20,10 +20,10 @@ import pytest
 from emt_world import copy_world, known_crystals, l1_2, tables, write_folder
 
 from flows.cli import main
-from flows.settings import shipped_data
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal
 from gnome.crystals.writers import to_cif, write_crystals
+from gnome.shipped import shipped_data
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 PROGRAM = [sys.executable, "-m", "flows.cli"]

@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 
-from dft_stub.references import shipped_folder, shipped_references
+from dft_stub.references import shipped_references
 from gnome.crystals.convert import from_structure
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.identity import fingerprint, keys_to_search, same_crystal, space_group_number
 from gnome.crystals.shards import read_shard
 from gnome.crystals.validity import is_valid
 from gnome.quantities import PLAUSIBLE_E_FORM
+from gnome.shipped import shipped_data
 
 DATA = Path(__file__).parents[3] / "data"
 
 
 @pytest.fixture(scope="module")
 def seeds() -> tuple[list[Crystal], dict[str, list[Any]], dict[str, Any]]:
-    return read_shard(shipped_folder() / "seeds.parquet")
+    return read_shard(shipped_data() / "seeds.parquet")
 
 
 def test_there_are_enough_of_enough_elements(seeds: Any) -> None:
@@ -67,7 +68,7 @@ def test_known_facts_come_out(seeds: Any) -> None:
 
 
 def test_the_validation_set_is_unrelaxed_and_has_known_parents(seeds: Any) -> None:
-    crystals, columns, metadata = read_shard(shipped_folder() / "validation.parquet")
+    crystals, columns, metadata = read_shard(shipped_data() / "validation.parquet")
     assert len(crystals) >= 300
     assert columns["id"] == [crystal.id for crystal in crystals]
     assert metadata["references"]["method"] == shipped_references().method

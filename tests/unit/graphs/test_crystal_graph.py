@@ -58,7 +58,7 @@ def test_supercell_repeats_the_distances() -> None:
     doubled = Crystal(
         crystal.lattice * np.array([[2.0], [1.0], [1.0]]),
         np.tile(crystal.atomic_numbers, 2),
-        np.concatenate([(crystal.frac_coords + [shift, 0, 0]) / [2, 1, 1] for shift in (0, 1)]),
+        np.concatenate([(crystal.frac_coords + np.array([shift, 0, 0])) / [2, 1, 1] for shift in (0, 1)]),
     )
     single = np.sort(build_graph(crystal, CUTOFF).distances)
     np.testing.assert_allclose(np.sort(build_graph(doubled, CUTOFF).distances), np.repeat(single, 2), atol=1e-9)

@@ -41,13 +41,13 @@ def test_structural_energy_does_not_depend_on_how_the_crystal_is_described() -> 
     skew = np.array([[1, 0, 0], [1, 1, 0], [0, -1, 1]])
     same = [
         Crystal(original.lattice @ rotation, original.atomic_numbers, original.frac_coords),
-        Crystal(original.lattice, original.atomic_numbers, original.frac_coords + [0.3, -0.2, 5.1]),
+        Crystal(original.lattice, original.atomic_numbers, original.frac_coords + np.array([0.3, -0.2, 5.1])),
         Crystal(original.lattice, original.atomic_numbers[order], original.frac_coords[order]),
         Crystal(skew @ original.lattice, original.atomic_numbers, original.frac_coords @ np.linalg.inv(skew)),
         Crystal(
             original.lattice * np.array([[1.0], [2.0], [1.0]]),
             np.tile(original.atomic_numbers, 2),
-            np.concatenate([(original.frac_coords + [0, shift, 0]) / [1, 2, 1] for shift in (0, 1)]),
+            np.concatenate([(original.frac_coords + np.array([0, shift, 0])) / [1, 2, 1] for shift in (0, 1)]),
         ),
     ]
     values = energies(network, original, *same)

@@ -1,6 +1,7 @@
 """The training loop: it learns, repeats itself, and resumes exactly."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_training_learns(labelled: Labelled, precision: str) -> None:
     after = (predict(network, labelled.inputs) - labelled.targets).abs().mean()
     assert after < 0.5 * before
     assert len(history) == 25
-    assert all(later.learning_rate < earlier.learning_rate for earlier, later in zip(history, history[1:], strict=False))
+    assert all(later.learning_rate < earlier.learning_rate for earlier, later in pairwise(history))
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(labelled: Labelled) -> None:
@@ -61,7 +62,7 @@ def test_a_broken_run_resumes_to_the_same_weights(labelled: Labelled, tmp_path: 
     resumed = small_network()
     with pytest.raises(Stop):
         fit(resumed, labelled, labelled, SETTINGS, state_path=tmp_path / "state.pt", on_epoch=stop_after_third)
-    resumed = small_network(seed=9)
+    resumed = small_network()
     again = fit(resumed, labelled, labelled, SETTINGS, state_path=tmp_path / "state.pt")
     assert weights_equal(unbroken, resumed)
     assert again == history
@@ -74,11 +75,16 @@ def test_the_best_validation_epoch_wins(labelled: Labelled) -> None:
     assert reached == pytest.approx(min(record.validation_mae for record in history), rel=1e-4)
 
 
-def test_a_state_of_other_settings_or_a_damaged_one_is_refused(labelled: Labelled, tmp_path: Path) -> None:
+def test_a_state_of_another_run_or_a_damaged_one_is_refused(labelled: Labelled, tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     fit(small_network(), labelled, labelled, SETTINGS, state_path=path)
     with pytest.raises(InvalidCheckpoint, match="other settings"):
         fit(small_network(), labelled, labelled, replace(SETTINGS, seed=5), state_path=path)
+    with pytest.raises(InvalidCheckpoint, match="or data"):
+        fit(small_network(seed=9), labelled, labelled, SETTINGS, state_path=path)
+    others = replace(labelled, targets=labelled.targets + 1.0)
+    with pytest.raises(InvalidCheckpoint, match="or data"):
+        fit(small_network(), others, labelled, SETTINGS, state_path=path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InvalidCheckpoint, match="cannot be resumed"):
         fit(small_network(), labelled, labelled, SETTINGS, state_path=path)
