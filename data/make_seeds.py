@@ -1,6 +1,6 @@
 """Build the shipped seeds, elemental references and validation set by relaxing known crystals with CHGNet; `make seeds` runs this.
 
-    python data/make_seeds.py [--work build/seeds] [--only seeds]
+    python data/make_seeds.py [--work build/seeds]
 
 Every relaxation is appended to `relaxed.jsonl` in the work folder as soon as it ends, so an interrupted run goes on where it stopped,
 and a finished one only rebuilds the output files.  The same versions give the same files.

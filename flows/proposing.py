@@ -21,7 +21,7 @@ from pipelines.random_structures import RandomStructures
 from pipelines.structural import IonicSubstitution, PartialSubstitution, StructuralSettings
 
 SCARCE_RADIOACTIVE = frozenset({43, 61, 84, 85, 86, 87, 88, 89, 91, *range(93, 104)})
-"""Tc, Pm, Po to Ac, Pa and from Np on: no one makes a crystal of them to see; proposed only when named.
+"""Tc, Pm, Po to Ac, Pa and from Np on: hardly anyone can make a crystal of them; proposed only when named.
 
 Cheetham and Seshadri, Chem. Mater. 2024, count more than 18,000 such compounds among GNoME's.
 """

@@ -15,7 +15,7 @@ from gnome.quantities import Quantity
 
 HULL_NOTE = (
     "'stable' is said against the phases in this database and under this method alone. The shipped seeds are about a thousand, so many "
-    "'new' crystals are known ones that the seeds lack; import the Materials Project before you believe a discovery"
+    "'new' crystals are known ones that the seeds lack; import what is known in their systems before you believe a discovery"
 )
 
 
