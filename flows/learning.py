@@ -29,7 +29,7 @@ from gnome.shipped import shipped_data
 from gnome.stability.method import Method
 from pipelines.screening import ScreeningSettings, fit_offset, predict_energies
 
-FINE_TUNING = TrainSettings(epochs=8, batch_size=32, learning_rate=2e-4, volume_jitter=0.2, save_every=1)
+FINE_TUNING = TrainSettings(epochs=4, batch_size=32, learning_rate=2e-4, volume_jitter=0.2, save_every=1)
 RAN_AWAY = 1000.0
 """eV/atom: the error of a prediction that is no number, as a network gives whose training ran away."""
 

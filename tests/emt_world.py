@@ -86,9 +86,10 @@ def build_world(folder: Path) -> Imported:
 def copy_world(world: Path, folder: Path) -> Settings:
     """Copy database and references (a closed SQLite file is one file)."""
     folder.mkdir(parents=True, exist_ok=True)
+    settings = settings_in(folder)
     shutil.copy(world / "gnome.db", folder / "gnome.db")
-    shutil.copytree(world / "references", folder / "references")
-    return settings_in(folder)
+    shutil.copytree(settings_in(world).data_folder, settings.data_folder)
+    return settings
 
 
 _TIMES = {"created_at", "started_at", "finished_at", "cost_seconds"}

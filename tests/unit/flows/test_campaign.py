@@ -36,6 +36,10 @@ def use_training(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     monkeypatch.setattr("flows.stages.retrain", functools.partial(retrain, settings=replace(FINE_TUNING, **changes)))
 
 
+def weights(folder: Path, number: int) -> Path:
+    return settings_in(folder).data_folder / "models" / f"round{number}" / "structural.safetensors"
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_campaign_of_three_rounds_learns_once_it_should(emt_world: Path, tmp_path: Path) -> None:
     """Four answers a round and learning after six: after the second round, and not again after the third."""
@@ -63,7 +67,7 @@ def test_a_campaign_of_three_rounds_learns_once_it_should(emt_world: Path, tmp_p
     assert learnt.card["method"] == method
     assert learnt.card["learnt_up_to_round"] == 2
     assert left_to_learn == rows[2]["n_evaluated"]
-    _, card = load_ensemble(tmp_path / "models" / "round2" / "structural.safetensors")
+    _, card = load_ensemble(weights(tmp_path, 2))
     assert card["sha256"] == learnt.sha256
 
 
@@ -116,11 +120,11 @@ def test_retraining_that_was_interrupted_ends_with_the_weights_of_an_unbroken_on
     copy_world(after_round, broken)
     with pytest.raises(KeyboardInterrupt):
         learn(broken, Interrupting("retraining", 7))
-    assert not (broken / "models" / "round1" / "structural.safetensors").exists()
+    assert not weights(broken, 1).exists()
     found = learn(broken)
     assert found["model_id"] == expected["model_id"]
-    ours, _ = load_ensemble(broken / "models" / "round1" / "structural.safetensors")
-    theirs, _ = load_ensemble(unbroken / "models" / "round1" / "structural.safetensors")
+    ours, _ = load_ensemble(weights(broken, 1))
+    theirs, _ = load_ensemble(weights(unbroken, 1))
     for one, other in zip(ours, theirs, strict=True):
         for name, tensor in one.state_dict().items():
             assert torch.equal(tensor, other.state_dict()[name]), name
@@ -157,12 +161,35 @@ def test_campaigns_of_nothing_are_refused(changes: dict[str, int]) -> None:
         CampaignSettings(**changes)
 
 
-def test_a_validation_set_of_another_method_stops_the_retraining(after_round: Path, tmp_path: Path) -> None:
-    with (
-        open_workspace(copy_world(after_round, tmp_path)) as workspace,
-        pytest.raises(InvalidInput, match="retraining needs a validation set of its method"),
-    ):
+def test_without_a_validation_set_of_its_method_nothing_is_retrained(emt_world: Path, tmp_path: Path) -> None:
+    """The shipped set holds energies of the default evaluator, so it cannot judge what was learnt from another."""
+    with open_workspace(copy_world(emt_world, tmp_path)) as workspace:
+        run_campaign(workspace, TINY, CampaignSettings(rounds=1, retrain_after=1))
+        result = workspace.ledger.result(1, "retrain")
+        assert "retraining needs a validation set of its method" in result["skipped"]
+        (model,) = workspace.store.model_history("structural")
+        (row,) = campaign_rows(workspace.store)
+    assert model.status == "promoted"
+    assert (row["state"], row["retrained"]) == ("finished", None)
+
+
+def test_formulas_of_the_validation_set_are_never_learnt(
+    after_round: Path, emt_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    seen: list[str] = []
+    original = learning.training_examples
+
+    def examples(rows: Any, elements: Any) -> Any:
+        seen.extend(row.crystal.reduced_formula for row in rows)
+        return original(rows, elements)
+
+    monkeypatch.setattr(learning, "training_examples", examples)
+    with open_workspace(copy_world(after_round, tmp_path)) as workspace:
+        held_out = learning.load_validation(round_method(workspace, 1)).formulas
+        stored = {row.crystal.reduced_formula for row in workspace.store.training_rows(round_method(workspace, 1))}
         run_shard(workspace, 1, "retrain", 0)
+    assert held_out & stored, "the round found crystals of the validation set's formulas"
+    assert set(seen) == stored - held_out
 
 
 def test_training_examples_hold_relaxed_and_unrelaxed_crystals_under_the_relaxed_energy(after_round: Path) -> None:

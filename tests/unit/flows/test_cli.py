@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import typer
-from emt_world import copy_world, known_crystals, l1_2, write_folder
+from emt_world import copy_world, known_crystals, l1_2, round_settings, write_folder
 
 from flows.cli import app, main
 from gnome.crystals.crystal import Crystal
@@ -97,7 +97,7 @@ def test_every_command_has_a_help_with_an_example(gnome: Gnome, command: tuple[s
 def test_the_commands_are_those_of_the_design() -> None:
     assert {" ".join(command) for command in commands()} == {
         "discover", "query", "show", "import", "export", "predict", "evaluate", "train", "doctor",
-        "campaign run", "campaign schedule", "campaign status", "campaign resume",
+        "campaign run", "campaign schedule", "campaign status", "campaign resume", "campaign abandon",
     }  # fmt: skip
 
 
@@ -207,6 +207,22 @@ def test_campaign_runs_without_prefect(gnome: Gnome, database: Path) -> None:
     rows = gnome("campaign", "run", "--plain", "--rounds", "1", *SMALL, "--json").json
     assert [row["state"] for row in rows] == ["finished"] * 2
     assert gnome("campaign", "resume", "--plain", "--json").json == rows
+
+
+def test_a_round_that_was_given_up_makes_room_for_the_next(gnome: Gnome, database: Path) -> None:
+    from flows.settings import Settings
+    from flows.stages import begin_round
+    from flows.workspace import open_workspace
+
+    failed(gnome("campaign", "abandon"), 2, "has no unfinished round")
+    with open_workspace(Settings(), evaluator="emt") as workspace:
+        begin_round(workspace, round_settings())
+    Path("late.csv").write_text("cif\n")
+    failed(gnome("import", "late.csv"), 1, "round 2 is unfinished", "gnome campaign abandon")
+    assert gnome("campaign", "abandon").out == "Round 2 is given up.\n"
+    assert [row["state"] for row in gnome("campaign", "status", "--json").json] == ["finished", "failed"]
+    assert gnome("campaign", "status").code == 0
+    assert gnome("discover", *SMALL, "--json").json["round"] == 3
 
 
 def test_predict_answers_in_the_order_of_the_input(gnome: Gnome, own_folder: Path) -> None:
