@@ -28,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 def query_command(
     where: Annotated[str, typer.Argument(metavar="FILTER", help="OPTIMADE filter; all crystals when empty.")] = "",
     sort: Annotated[str, typer.Option(help="Fields, by commas; a leading '-' sorts downwards.")] = Quantity.E_ABOVE_HULL.value,
-    limit: Annotated[int, typer.Option(help="Most rows to answer.")] = 100,
+    limit: Annotated[int, typer.Option(help="Most rows to answer.", max=10**9)] = 100,
     form: Annotated[str, typer.Option("--format", help="table, json, csv, cif or extxyz.")] = "table",
 ) -> None:
     """Find crystals by an OPTIMADE filter.
@@ -160,12 +160,12 @@ def import_command(
         done = import_crystals(workspace, source, method_name=method)
     lines = [f"{refusal.label}: {refusal.reason}: {refusal.message}" for refusal in done.refused]
     if report is not None:
-        report.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        report.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     if as_json:
         print_json({"imported": done.n_imported, "known": done.n_known, "refused": lines, "method": done.method})
         return
     for line in lines[:20]:
-        console.print(f"refused {line}", highlight=False)
+        console.print(f"refused {line}", highlight=False, markup=False, soft_wrap=True)
     if len(lines) > 20:
         console.print(f"... and {len(lines) - 20} more; --report FILE lists them all", highlight=False)
     make_console().print(

@@ -57,6 +57,10 @@ def read_block(text: str, limits: CifLimits) -> Crystal:
     return parse_block(text) if product <= limits.max_product_here else _read_elsewhere(text, limits)
 
 
+MAX_LINE = 2048
+"""Characters in a line of a CIF by its standard; pymatgen's reader takes time that grows with the square of it."""
+
+
 def parse_block(text: str) -> Crystal:
     """Read one data block with pymatgen, whatever it takes."""
     try:
@@ -89,6 +93,8 @@ def parse_block(text: str) -> Crystal:
 
 def _product(text: str) -> int:
     """Sites times operations, from the tables alone."""
+    if any(len(line) > MAX_LINE for line in text.split("\n")):
+        raise InvalidCrystal("malformed", f"a line has more than the {MAX_LINE} characters that CIF allows; break it up")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -112,7 +112,7 @@ def _item(
         _check_energies(fields, limits)
     except InvalidCrystal as error:
         return Refusal(label=label, reason=error.reason, message=f"{label}: {' '.join(str(error).split())}")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, RecursionError, MemoryError) as error:
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, OSError, RecursionError, MemoryError) as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         return Refusal(label=label, reason="malformed", message=f"{label}: cannot be read ({text}); check the file")
     return ReadCrystal(label=label, crystal=crystal, fields=fields)

@@ -12,13 +12,14 @@ from ase.optimize import FIRE
 from dft_stub.chgnet_calculator import check_sha256
 from dft_stub.evaluator import Failure
 from dft_stub.potentials import MPTRJ_ELEMENTS, CHGNetPotential
-from dft_stub.references import shipped_folder, shipped_references
+from dft_stub.references import shipped_references
 from dft_stub.relaxer import RelaxSettings, relax, relaxation_method
 from gnome.crystals.convert import from_atoms, to_atoms
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.shards import read_shard
 from gnome.errors import EvaluatorUnavailable
+from gnome.shipped import shipped_data
 
 STRAINED = from_atoms(bulk("Cu", "fcc", a=3.8) * (1, 1, 2))
 
@@ -93,7 +94,7 @@ def test_altered_weights_are_not_opened(tmp_path: Path) -> None:
 
 def test_shipped_seeds_are_relaxed_here_too() -> None:
     """A fresh relaxation through ASE alone gives the shipped energies to 2 meV/atom."""
-    crystals, columns, metadata = read_shard(shipped_folder() / "seeds.parquet")
+    crystals, columns, metadata = read_shard(shipped_data() / "seeds.parquet")
     assert metadata["references"]["method"] == shipped_references().method
     calculator = CHGNetPotential().calculator()
     small = [number for number, crystal in enumerate(crystals) if crystal.n_atoms <= 6]
