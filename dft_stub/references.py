@@ -1,10 +1,9 @@
 """Files of elemental references, and those that ship."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
+from gnome.atomic_write import atomic_write
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
 from gnome.errors import EvaluatorUnavailable, InvalidInput
@@ -37,10 +36,6 @@ def shipped_ground_states() -> dict[int, list[Crystal]]:
 
 def write_references(path: Path, references: ElementalReferences, method: Method) -> None:
     """Keep references with the full record of their method; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**references.to_dict(), "method_record": method.to_dict()}, indent=1)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as file:
-        file.write(text + "\n")
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n")

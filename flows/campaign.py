@@ -1,17 +1,19 @@
 """A campaign as a Prefect flow: the shards of its rounds and retrainings are tasks."""
 
+import logging
 from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 
-from flows.loop import CampaignSettings, resume_campaign, run_campaign
+from flows.loop import resume_campaign, run_campaign
 from flows.prefect_round import leave_artifacts, run_as_task, settings_parameters
 from flows.reports import campaign_rows
-from flows.settings import RoundSettings, Settings
+from flows.settings import CampaignSettings, RoundSettings, Settings
 from flows.stages import STAGES, Result
 from flows.workspace import Workspace, open_workspace
+from gnome.errors import GnomeError
 
 
 @flow(name="campaign", persist_result=True, result_serializer="json")
@@ -44,6 +46,15 @@ def campaign_flow(
     return rows
 
 
+def _deliberate_errors_in_one_line(record: logging.LogRecord) -> bool:
+    """Take the traceback from a log record of an error of this project; the command line says it in one line."""
+    if record.exc_info and isinstance(record.exc_info[1], GnomeError):
+        record.exc_info = None
+    return True
+
+
 def run_here(settings: Settings, wanted: RoundSettings, campaign: CampaignSettings, *, resume: bool) -> None:
     """Run the campaign flow in this process; Prefect's own database in memory or file serves, no server is needed."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_deliberate_errors_in_one_line)
     campaign_flow(settings_parameters(settings), wanted.to_dict(), vars(campaign), resume=resume)

@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from tomllib import TOMLDecodeError
 from typing import Any, Final
@@ -17,6 +18,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from flows.settings import refuse_misspelt_variables
 from gnome.errors import GnomeError, InvalidInput
 
 INTERRUPTED: Final = 130
@@ -61,10 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for module in ("cli_loop", "cli_models", "cli_database"):  # importing registers their commands
         import_module(f"flows.{module}")
 
+    if sys.stdout is None or sys.stderr is None:  # closed by the shell, as in `>&-`: files opened later would take its place
+        with suppress(OSError):
+            os.write(2, b"gnome: standard output is closed; send it to /dev/null if it is not wanted\n")
+        raise SystemExit(1)
     for name, value in _QUIET_PREFECT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", "No Pauling electronegativity", UserWarning)  # pymatgen, on the noble gases
     try:
+        refuse_misspelt_variables(os.environ)
         app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
     except InvalidInput as error:
         _fail(str(error), 2)
@@ -74,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"settings: {name} is {first['input']!r}: {first['msg']}; see the GNOME_... variables and gnome.toml", 2)
     except TOMLDecodeError as error:
         _fail(f"gnome.toml cannot be read: {error}", 2)
+    except UnicodeError as error:  # of gnome.toml, or of an argument that the shell passed on as it was
+        _fail(f"text that is not UTF-8, in gnome.toml or on the command line: {error}", 2)
     except GnomeError as error:
         _fail(str(error), 1)
     except OSError as error:

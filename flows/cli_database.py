@@ -156,6 +156,8 @@ def import_command(
 
     settings = Settings()
     console = make_console(stderr=True)
+    if report is not None:
+        report.write_text("")  # a report that cannot be written is said before the hours of work
     with open_workspace(settings, evaluator=evaluator or None, listener=Bars(console)) as workspace:
         done = import_crystals(workspace, source, method_name=method)
     lines = [f"{refusal.label}: {refusal.reason}: {refusal.message}" for refusal in done.refused]
@@ -163,7 +165,7 @@ def import_command(
         report.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     if as_json:
         print_json({"imported": done.n_imported, "known": done.n_known, "refused": lines, "method": done.method})
-        return
+        raise typer.Exit(0 if done.n_imported or done.n_known else 1)
     for line in lines[:20]:
         console.print(f"refused {line}", highlight=False, markup=False, soft_wrap=True)
     if len(lines) > 20:
@@ -172,6 +174,8 @@ def import_command(
         f"{done.n_imported} crystals imported under {done.method}, {done.n_known} known already, {len(lines)} refused",
         highlight=False,
     )
+    if not done.n_imported and not done.n_known:
+        raise typer.Exit(1)
 
 
 @app.command("export")

@@ -6,14 +6,15 @@ import typer
 from rich.console import Console
 
 from flows.cli import app, make_console, print_json
-from flows.settings import RoundSettings, Settings
+from flows.settings import CampaignSettings, RoundSettings, Settings
+from gnome.errors import InvalidInput
 
 campaign_app = typer.Typer(help="Run several rounds with learning in between, at once or on a schedule.", no_args_is_help=True)
 app.add_typer(campaign_app, name="campaign")
 
 _DEFAULTS = RoundSettings()
 
-Elements = Annotated[str, typer.Option(help="Only these elements, by commas: Li,O.")]
+Elements = Annotated[str | None, typer.Option(help="Only these elements, by commas: Li,O; all when not given.")]
 Generator = Annotated[str, typer.Option(help="structural, compositional or both.")]
 EvaluatorName = Annotated[str, typer.Option(help="chgnet, emt, gpaw, recorded:FILE ... ; GNOME_EVALUATOR when not given.")]
 Budget = Annotated[int, typer.Option(help="Evaluations in a round.")]
@@ -27,10 +28,13 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
 def _round_settings(
-    settings: Settings, elements: str, generator: str, evaluator: str, budget: int, candidates: int, screened: int, formulas: int, seed: int
+    settings: Settings, elements: str | None, generator: str, evaluator: str, budget: int, candidates: int, screened: int, formulas: int, seed: int
 ) -> RoundSettings:  # fmt: skip
+    symbols = () if elements is None else tuple(symbol.strip() for symbol in elements.split(","))
+    if not all(symbols):
+        raise InvalidInput(f"--elements {elements!r}, expected symbols with commas between them, as in Li,O")
     return RoundSettings(
-        elements=tuple(symbol.strip() for symbol in elements.split(",") if symbol.strip()),
+        elements=symbols,
         generator=generator,
         evaluator=evaluator or settings.evaluator,
         budget=budget,
@@ -43,7 +47,7 @@ def _round_settings(
 
 @app.command()
 def discover(
-    elements: Elements = "",
+    elements: Elements = None,
     generator: Generator = _DEFAULTS.generator,
     evaluator: EvaluatorName = "",
     budget: Budget = _DEFAULTS.budget,
@@ -57,12 +61,12 @@ def discover(
 
     gnome discover --elements Li,Fe,O --budget 50
     """
+    settings = Settings()
+    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, formulas, seed)
     from flows.progress import Bars  # noqa: PLC0415
     from flows.stages import run_round  # noqa: PLC0415
     from flows.workspace import open_workspace  # noqa: PLC0415
 
-    settings = Settings()
-    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, formulas, seed)
     console = make_console(stderr=as_json)
     with open_workspace(settings, evaluator=wanted.evaluator, listener=Bars(console), resume=True) as workspace:
         record = run_round(workspace, wanted)
@@ -98,7 +102,7 @@ def report_round(store: Any, record: Any, console: Console, *, as_json: bool) ->
 @campaign_app.command("run")
 def campaign_run(
     rounds: Rounds = 3,
-    elements: Elements = "",
+    elements: Elements = None,
     generator: Generator = _DEFAULTS.generator,
     evaluator: EvaluatorName = "",
     budget: Budget = _DEFAULTS.budget,
@@ -116,7 +120,9 @@ def campaign_run(
     """
     settings = Settings()
     wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, formulas, seed)
-    _campaign({"rounds": rounds, "retrain_after": retrain_after}, wanted, settings, plain=plain, as_json=as_json, resume=False)
+    _campaign(
+        CampaignSettings(rounds=rounds, retrain_after=retrain_after), wanted, settings, plain=plain, as_json=as_json, resume=False
+    )
 
 
 @campaign_app.command("resume")
@@ -129,9 +135,8 @@ def campaign_resume(
 
     gnome campaign resume
     """
-    _campaign(
-        {"rounds": 1, "retrain_after": retrain_after}, RoundSettings(), Settings(), plain=plain, as_json=as_json, resume=True
-    )
+    limits = CampaignSettings(rounds=1, retrain_after=retrain_after)
+    _campaign(limits, RoundSettings(), Settings(), plain=plain, as_json=as_json, resume=True)
 
 
 @campaign_app.command("abandon")
@@ -142,7 +147,6 @@ def campaign_abandon() -> None:
     """
     from gnome.database.leases import hold_round  # noqa: PLC0415
     from gnome.database.store import Store  # noqa: PLC0415
-    from gnome.errors import InvalidInput  # noqa: PLC0415
 
     with Store.open(Settings().database) as store, hold_round(store):
         unfinished = store.open_round()
@@ -153,22 +157,23 @@ def campaign_abandon() -> None:
 
 
 def _campaign(
-    campaign: dict[str, int], wanted: RoundSettings, settings: Settings, *, plain: bool, as_json: bool, resume: bool
+    limits: CampaignSettings, wanted: RoundSettings, settings: Settings, *, plain: bool, as_json: bool, resume: bool
 ) -> None:
-    from flows.loop import CampaignSettings, resume_campaign, run_campaign  # noqa: PLC0415
+    from flows.loop import latest_round, resume_campaign, run_campaign  # noqa: PLC0415
     from flows.progress import Bars  # noqa: PLC0415
     from flows.workspace import open_workspace  # noqa: PLC0415
 
     console = make_console(stderr=as_json)
-    limits = CampaignSettings(**campaign)
-    if plain:
-        asked = None if resume else wanted.evaluator
-        with open_workspace(settings, evaluator=asked, listener=Bars(console), resume=True) as workspace:
-            if resume:
-                resume_campaign(workspace, limits)
-            else:
-                run_campaign(workspace, wanted, limits)
-    else:
+    asked = None if resume else wanted.evaluator
+    with open_workspace(settings, evaluator=asked, listener=Bars(console), resume=True) as workspace:
+        _ = workspace.evaluator  # what cannot be opened or made is said before Prefect starts
+        if resume:
+            latest_round(workspace)
+        if plain and resume:
+            resume_campaign(workspace, limits)
+        elif plain:
+            run_campaign(workspace, wanted, limits)
+    if not plain:
         from flows.campaign import run_here  # noqa: PLC0415
 
         run_here(settings, wanted, limits, resume=resume)
@@ -202,7 +207,7 @@ def _print_status(settings: Settings, console: Console, *, as_json: bool) -> Non
 def campaign_schedule(
     cron: Annotated[str, typer.Option(help="When to run, as in crontab: '0 3 * * *' is every night at three.")],
     rounds: Rounds = 1,
-    elements: Elements = "",
+    elements: Elements = None,
     generator: Generator = _DEFAULTS.generator,
     evaluator: EvaluatorName = "",
     budget: Budget = _DEFAULTS.budget,
@@ -218,7 +223,6 @@ def campaign_schedule(
     gnome campaign schedule --cron '0 3 * * *'    (with PREFECT_API_URL set to your Prefect server)
     """
     from flows.deployments import serve_campaign  # noqa: PLC0415
-    from flows.loop import CampaignSettings  # noqa: PLC0415
 
     settings = Settings()
     wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, formulas, seed)

@@ -4,9 +4,8 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLi
 from prefect.schedules import Cron
 
 from flows.campaign import campaign_flow
-from flows.loop import CampaignSettings
 from flows.prefect_round import settings_parameters
-from flows.settings import RoundSettings, Settings
+from flows.settings import CampaignSettings, RoundSettings, Settings
 from gnome.errors import InvalidInput
 
 

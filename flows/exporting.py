@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from gnome.crystals.formats import ReadCrystal
-from gnome.crystals.shards import write_shard
 from gnome.crystals.writers import write_crystals
 from gnome.database.query import query
 from gnome.database.store import Store
@@ -19,20 +18,13 @@ _COLUMNS = (
 
 def export_crystals(store: Store, out: Path, where: str = "") -> int:
     """Write the crystals that a filter matches; the ending of `out` chooses the format.  Returns how many."""
+    if not out.name:
+        raise InvalidInput(f"{str(out)!r} is no name for a file or folder to write")
     rows = query(store, where, sort=Quantity.ID, with_crystals=True)
     if not rows:
         raise InvalidInput(f"no crystal matches {where!r}; nothing was written")
-    crystals = [row["crystal"] for row in rows]
-    columns = {str(name): [row[name] for row in rows] for name in _COLUMNS}
-    if out.suffix == ".parquet":
-        write_shard(out, crystals, columns)
-    else:
-        write_crystals(
-            out,
-            [
-                ReadCrystal(label=row[Quantity.ID], crystal=row["crystal"], fields={str(name): row[name] for name in _COLUMNS})
-                for row in rows
-            ],
-            kind=None if out.suffix else "cif",
-        )
-    return len(rows)
+    items = [
+        ReadCrystal(label=row[Quantity.ID], crystal=row["crystal"], fields={str(name): row[name] for name in _COLUMNS})
+        for row in rows
+    ]
+    return write_crystals(out, items, kind=None if out.suffix else "cif")

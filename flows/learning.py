@@ -138,8 +138,7 @@ def _model_before(workspace: Workspace, number: int) -> StructuralEnsemble:
     in_use = workspace.store.current_model("structural")
     if in_use is None or in_use.round != number:
         return workspace.structural_model()
-    (parent,) = [record for record in workspace.store.model_history("structural") if record.id == in_use.parent_id]
-    return StructuralEnsemble.load(workspace.model_path(parent))
+    return workspace.structural_model(in_use.parent_id)
 
 
 def training_examples(rows: list[TrainingRow], elements: frozenset[int]) -> tuple[list[Crystal], list[float]]:

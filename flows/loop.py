@@ -1,27 +1,12 @@
 """A campaign as plain Python: rounds, and after those with enough new answers a retraining."""
 
-from dataclasses import dataclass
-
 from flows.learning import new_answers
-from flows.settings import RoundSettings
+from flows.settings import CampaignSettings, RoundSettings
 from flows.stages import ShardRunner, round_method, round_settings, run_round, run_shard
 from flows.workspace import Workspace
 from gnome.database.leases import hold_round
 from gnome.database.records import RoundRecord
 from gnome.errors import InvalidInput
-
-
-@dataclass(frozen=True, kw_only=True)
-class CampaignSettings:
-    """`rounds` to run; the ensemble learns once `retrain_after` converged evaluations are new to it."""
-
-    rounds: int = 3
-    retrain_after: int = 80
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
-        if self.rounds < 1 or self.retrain_after < 1:
-            raise InvalidInput(f"rounds is {self.rounds} and retrain_after {self.retrain_after}, expected 1 or more")
 
 
 def run_campaign(
@@ -38,12 +23,17 @@ def resume_campaign(workspace: Workspace, campaign: CampaignSettings, *, run: Sh
 
     Raises InvalidInput when there is nothing to go on with.
     """
+    latest = latest_round(workspace)
+    last = latest.settings.get("campaign_until") or latest.number
+    return _until(workspace, round_settings(workspace, latest.number), campaign, last, run)
+
+
+def latest_round(workspace: Workspace) -> RoundRecord:
+    """Find the last round that was begun; raises InvalidInput when there is none."""
     rounds = workspace.store.rounds()
     if not rounds:
         raise InvalidInput(f"{workspace.store.location} has no round; start with `gnome campaign run`")
-    latest = rounds[-1]
-    last = latest.settings.get("campaign_until") or latest.number
-    return _until(workspace, round_settings(workspace, latest.number), campaign, last, run)
+    return rounds[-1]
 
 
 def _until(

@@ -12,7 +12,6 @@ from flows.workspace import Workspace, evaluator_of
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
-from gnome.crystals.shards import write_shard
 from gnome.crystals.writers import write_crystals
 from gnome.database.store import Store
 from gnome.errors import DatabaseUnavailable
@@ -117,10 +116,6 @@ def evaluate_files(
 
 def _write(out: Path, relaxed: Sequence[tuple[Row, Crystal]]) -> None:
     names = (Quantity.ENERGY_PER_ATOM, Quantity.E_FORM_PER_ATOM, Quantity.METHOD)
-    if out.suffix == ".parquet":
-        columns = {str(name): [row[name] for row, _ in relaxed] for name in names}
-        write_shard(out, [crystal for _, crystal in relaxed], columns)
-        return
     items = (
         ReadCrystal(label=str(row["input"]), crystal=crystal, fields={str(name): row[name] for name in names})
         for row, crystal in relaxed

@@ -102,8 +102,14 @@ def round_lines(record: RoundRecord) -> list[str]:
 
 
 def campaign_rows(store: Store) -> list[dict[str, Any]]:
-    """One row a round: what it evaluated, its hit rate, and the error of the ensemble after it."""
+    """One row a round: what it evaluated, its hit rate, the errors of its ensemble, and what was learnt after it.
+
+    Errors eV/atom: `error_evaluated` of the filter on what the round evaluated, `error_validation` of its ensemble on the fixed validation
+    set, known once a retraining has measured it.
+    """
     models = {model.round: model for model in store.model_history("structural") if model.round is not None}
+    on_validation = {model.parent_id: model.metrics["validation_mae_before"] for model in models.values()}
+    on_validation |= {model.id: model.metrics["validation_mae"]["value"] for model in models.values()}
     rows = []
     for record in store.rounds():
         summary = record.summary or {}
@@ -117,6 +123,8 @@ def campaign_rows(store: Store) -> list[dict[str, Any]]:
                 "n_hits": summary.get("n_hits"),
                 "hit_rate": summary.get("hit_rate"),
                 "model": record.settings.get("model"),
+                "error_evaluated": summary.get("prediction_mae"),
+                "error_validation": on_validation.get(record.settings.get("model")),
                 "error_before": model.metrics.get("validation_mae_before") if model else None,
                 "error_after": model.metrics["validation_mae"]["value"] if model else None,
                 "retrained": model.id if model else None,
@@ -128,7 +136,10 @@ def campaign_rows(store: Store) -> list[dict[str, Any]]:
 
 def campaign_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """Hit rate and model error by round."""
-    table = Table(title="Rounds", title_justify="left", header_style="bold", box=None, pad_edge=False)
+    note = "errors in eV/atom: of the filter on what the round evaluated, and of its model on the fixed validation set"
+    table = Table(
+        title="Rounds", caption=note, title_justify="left", caption_justify="left", header_style="bold", box=None, pad_edge=False
+    )
     for name in (
         "round",
         "state",
@@ -137,15 +148,15 @@ def campaign_table(rows: Iterable[Mapping[str, Any]]) -> Table:
         "hits",
         "hit rate",
         "model",
-        "retrained after",
-        "error before",
-        "error after",
+        "error",
+        "on validation",
+        "learnt after it",
     ):
-        table.add_column(name, justify="left" if name in {"state", "model", "retrained after"} else "right")
+        table.add_column(name, justify="left" if name in {"state", "model", "learnt after it"} else "right")
     for row in rows:
-        verdict = (
-            "" if row["retrained"] is None else f"{row['retrained']} ({'promoted' if row['promoted'] else 'kept the old one'})"
-        )
+        verdict = "" if row["retrained"] is None else f"{row['retrained']} {'in use' if row['promoted'] else 'not in use'}"
+        if verdict:
+            verdict += f", {_number(row['error_before'])} -> {_number(row['error_after'])}"
         table.add_row(
             str(row["round"]),
             row["state"],
@@ -154,9 +165,9 @@ def campaign_table(rows: Iterable[Mapping[str, Any]]) -> Table:
             "" if row["n_hits"] is None else str(row["n_hits"]),
             "" if row["hit_rate"] is None else f"{row['hit_rate']:.0%}",
             str(row["model"] or ""),
+            _number(row["error_evaluated"]),
+            _number(row["error_validation"]),
             verdict,
-            _number(row["error_before"]),
-            _number(row["error_after"]),
         )
     return table
 

@@ -3,7 +3,9 @@
 `GNOME_DATABASE_URL` names the database; models and reports of its rounds lie in `GNOME_FOLDER`, by default beside it.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,6 +60,14 @@ class Settings(BaseSettings):
         return user_data_path("gnome")
 
 
+def refuse_misspelt_variables(names: Iterable[str]) -> None:
+    """Raise InvalidInput for a variable that is nearly one of ours; desktops have `GNOME_...` variables too, so others pass."""
+    ours = [f"GNOME_{field.upper()}" for field in Settings.model_fields]
+    for name in sorted(set(names) - set(ours)):
+        if name.startswith("GNOME_") and (meant := get_close_matches(name, ours, n=1, cutoff=0.85)):
+            raise InvalidInput(f"the environment variable {name} is no setting; did you mean {meant[0]}?")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RoundSettings:
     """What one round does; kept with the round, so that an interrupted one goes on as it began.
@@ -106,3 +116,16 @@ class RoundSettings:
     def from_dict(cls, stored: dict[str, Any]) -> Self:
         """Rebuild what `to_dict` gave."""
         return cls(**{**stored, "elements": tuple(stored["elements"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampaignSettings:
+    """`rounds` to run; the ensemble learns once `retrain_after` converged evaluations are new to it."""
+
+    rounds: int = 3
+    retrain_after: int = 80
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        if self.rounds < 1 or self.retrain_after < 1:
+            raise InvalidInput(f"rounds is {self.rounds} and retrain_after {self.retrain_after}, expected 1 or more")

@@ -114,20 +114,27 @@ def finish_round(workspace: Workspace, number: int) -> RoundRecord:
 
 
 def summarize(workspace: Workspace, number: int) -> Result:
-    """Counts, hit rate, failures, and seconds by stage."""
+    """Counts, hit rate, failures, seconds by stage, and how far the filter was off (eV/atom) for what was evaluated."""
     seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
     for shard in workspace.ledger.shards(number):
         seconds[shard.stage] = round(seconds.get(shard.stage, 0.0) + (shard.result or {}).get("seconds", 0.0), 3)
     evaluations = workspace.store.evaluations_of_round(number)
     hits = [record for record in evaluations if is_hit(record)]
+    predicted = {record.candidate_id: record.e_form_per_atom for record in workspace.store.predictions_of_round(number)}
+    errors = [
+        abs(predicted[record.candidate_id] - record.e_form_per_atom)
+        for record in evaluations
+        if record.converged and record.e_form_per_atom is not None
+    ]
     return {
         "n_candidates": len(workspace.store.candidate_ids_of_round(number)),
-        "n_screened": len(workspace.store.predictions_of_round(number)),
+        "n_screened": len(predicted),
         "n_evaluated": len(evaluations),
         "n_converged": sum(record.converged for record in evaluations),
         "n_novel": sum(bool(record.novel) for record in evaluations),
         "n_hits": len(hits),
         "hit_rate": len(hits) / len(evaluations) if evaluations else None,
+        "prediction_mae": float(np.mean(errors)) if errors else None,
         "failures": workspace.store.failures_of_round(number),
         "seconds": seconds,
         "cost_seconds": round(sum(record.cost_seconds for record in evaluations), 1),
@@ -148,10 +155,15 @@ def round_method(workspace: Workspace, number: int) -> str:
     return str(workspace.store.round(number).settings["method"])
 
 
+def round_model(workspace: Workspace, number: int) -> StructuralEnsemble:
+    """Load the ensemble that the round began with, whatever has been promoted since."""
+    return workspace.structural_model(str(workspace.store.round(number).settings["model"]))
+
+
 def _propose(workspace: Workspace, number: int, shard: int) -> Result:
     settings = round_settings(workspace, number)
     hull = workspace.hull(round_method(workspace, number), before_round=number)
-    model = workspace.structural_model()
+    model = round_model(workspace, number)
     elements = allowed_elements(settings, model.elements, hull.elements, workspace.evaluator.elements)
     if settings.pipelines[shard] == "structural":
         return propose_structural(workspace, number, settings, hull, elements)
@@ -161,7 +173,7 @@ def _propose(workspace: Workspace, number: int, shard: int) -> Result:
 def _calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
     """Fit the offset from the model's method to the hull's on the crystals known before the round."""
     method = round_method(workspace, number)
-    model = workspace.structural_model()
+    model = round_model(workspace, number)
     if model.method == method:
         return {"offset": None, "note": ""}
     known = list(workspace.store.crystals_of(method, before_round=number))
@@ -204,7 +216,7 @@ def offset_of(workspace: Workspace, number: int) -> Offset | None:
 def _look(workspace: Workspace, number: int, shard: int) -> Result:
     """Take a cheap first look at a thousand candidates: one member of the ensemble, one volume."""
     ids = workspace.store.candidate_ids_of_round(number)[shard * LOOK_SHARD : (shard + 1) * LOOK_SHARD]
-    ensemble = workspace.structural_model()
+    ensemble = round_model(workspace, number)
     model = StructuralEnsemble(ensemble.members[:1], ensemble.card)
     candidates = _load(workspace, ids)
     predictions, refusals = _screen(workspace, number, candidates, model, FIRST_LOOK, "first look")
@@ -222,7 +234,7 @@ def looked_best(workspace: Workspace, number: int) -> list[str]:
 def _screen_shard(workspace: Workspace, number: int, shard: int) -> Result:
     """Give a hundred candidates the full filter."""
     ids = looked_best(workspace, number)[shard * SCREEN_SHARD : (shard + 1) * SCREEN_SHARD]
-    model = workspace.structural_model()
+    model = round_model(workspace, number)
     predictions, refusals = _screen(
         workspace, number, _load(workspace, ids), model, full_filter(round_settings(workspace, number)), "screening"
     )

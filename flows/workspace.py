@@ -59,9 +59,9 @@ class Workspace:
             )
         return ConvexHull(method, entries)
 
-    def structural_model(self) -> StructuralEnsemble:
-        """Load the structural ensemble in use; the shipped one where no other was promoted."""
-        record = self._current("structural")
+    def structural_model(self, model_id: str | None = None) -> StructuralEnsemble:
+        """Load a structural ensemble by its id; without one that in use, the shipped one where no other was promoted."""
+        record = self._current("structural") if model_id is None else self.store.model(model_id)
         ensemble = StructuralEnsemble.load(self.model_path(record))
         self._check(ensemble.card, record)
         return ensemble
@@ -138,7 +138,9 @@ def open_workspace(
         unfinished = rounds[-1] if rounds and rounds[-1].state == "running" else None
         if unfinished is not None:
             name = str(unfinished.settings["evaluator"])
-            listener.say(f"Going on with round {unfinished.number}, which was interrupted, with the settings it began with.")
+            listener.say(
+                f"Going on with round {unfinished.number}, which was interrupted, with the settings it began with (`gnome campaign abandon` gives it up)."
+            )
         workspace = Workspace(store, settings, name, listener)
         try:
             yield workspace

@@ -15,7 +15,7 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -65,11 +65,29 @@ class ReadCrystal:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """Something that was not read: a stable `reason` code, and a line that names the file and says what to do."""
+    """Something that was not read: what it was called, a stable `reason` code, and what is wrong and what to do.
+
+    Control characters in what a file calls itself are written out, and long names are cut.
+    """
 
     label: str
     reason: str
     message: str
+
+    def __post_init__(self) -> None:
+        """Make the texts fit to be shown."""
+        object.__setattr__(self, "label", printable(self.label, MAX_LABEL))
+        object.__setattr__(self, "message", printable(self.message, MAX_LABEL + 400))
+
+
+MAX_LABEL: Final = 200
+"""Characters of a label that are shown; the end of a path tells more than its beginning."""
+
+
+def printable(text: str, limit: int) -> str:
+    """Write out what a terminal would act upon, and keep the ends of what is too long."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= limit else f"{shown[: limit // 3]}...{shown[-(limit - limit // 3 - 3) :]}"
 
 
 ReadItem = ReadCrystal | Refusal
@@ -111,10 +129,10 @@ def _item(
         check_crystal(crystal, gate, elements=elements)
         _check_energies(fields, limits)
     except InvalidCrystal as error:
-        return Refusal(label=label, reason=error.reason, message=f"{label}: {' '.join(str(error).split())}")
+        return Refusal(label=label, reason=error.reason, message=" ".join(str(error).split()))
     except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, OSError, RecursionError, MemoryError) as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
-        return Refusal(label=label, reason="malformed", message=f"{label}: cannot be read ({text}); check the file")
+        return Refusal(label=label, reason="malformed", message=f"cannot be read ({text}); check the file")
     return ReadCrystal(label=label, crystal=crystal, fields=fields)
 
 
@@ -133,25 +151,34 @@ def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    files = [
+    found = [
         file
         for file in sorted(path.rglob("*"))
-        if file.is_file() and not any(part.startswith(".") for part in file.parts[len(path.parts) :])
+        if not any(part.startswith(".") for part in file.parts[len(path.parts) :]) and (file.is_symlink() or not file.is_dir())
     ]
-    if not files:
+    if not found:
         raise InvalidInput(f"{path}: the folder holds no file")
-    yield from files
+    yield from found
 
 
 def _drafts(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
     """Choose the reader by the file's name; a file that cannot be opened at all is one refused draft."""
     try:
+        _check_kind(path)
         size = path.stat().st_size
         reader, limit = _reader(path, limits)
         _check_size(size, limit)
         yield from reader(path, limits)
     except (InvalidCrystal, OSError, ValueError, csv.Error, pa.ArrowException) as error:
         yield str(path), _refuse(error)
+
+
+def _check_kind(path: Path) -> None:
+    if path.is_dir():
+        raise InvalidCrystal("not_a_file", "a link to a folder, which is not followed; name that folder itself")
+    if not path.is_file():
+        is_link = path.is_symlink() and not path.exists()
+        raise InvalidCrystal("not_a_file", "a link to nothing" if is_link else "neither a file nor a folder")
 
 
 def _check_size(size: int, limit: int) -> None:
@@ -347,8 +374,3 @@ def _shard_row(row: dict[str, Any], limits: ReadLimits) -> tuple[Crystal, dict[s
     check_count(len(numbers), limits.max_atoms)
     crystal = Crystal(np.reshape(lattice, (3, 3)), np.array(numbers), np.reshape(coords, (-1, 3)))
     return crystal, row
-
-
-def refusals_report(refusals: Iterable[Refusal]) -> str:
-    """One line a refusal: label, reason, message."""
-    return "".join(f"{refusal.reason}\t{refusal.message}\n" for refusal in refusals)

@@ -6,8 +6,6 @@ The format of the shipped seeds, of training sets and of exports.  Columns: `lat
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gnome.atomic_write import atomic_write
 from gnome.crystals.crystal import Crystal
 from gnome.errors import InvalidInput
 
@@ -39,16 +38,8 @@ def write_shard(
             raise InvalidInput(f"column {name!r} has {len(values)} rows for {len(crystals)} crystals")
         arrays[str(name)] = pa.array(values)
     table = pa.table(arrays).replace_schema_metadata({b"gnome": json.dumps(dict(metadata or {})).encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_shard(path: Path) -> tuple[list[Crystal], dict[str, list[Any]], dict[str, Any]]:

@@ -1,11 +1,9 @@
-"""Writers of crystals: CIF, POSCAR, extxyz, JSON entries and CSV with a `cif` column; what they write, `formats` reads back."""
+"""Writers of crystals: CIF, POSCAR, extxyz, JSON entries, CSV with a `cif` column, Parquet; what they write, `formats` reads back."""
 
 import csv
 import io
 import json
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,9 +14,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp import Poscar
 
+from gnome.atomic_write import atomic_write
 from gnome.crystals.convert import to_atoms, to_structure
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal
+from gnome.crystals.shards import write_shard
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
 
@@ -80,14 +80,18 @@ _ONE: Final[Mapping[str, Callable[[ReadCrystal], str]]] = {".cif": to_cif, ".vas
 
 
 def write_crystals(path: Path, items: Iterable[ReadCrystal], *, kind: str | None = None) -> int:
-    """Write crystals in the format that the path's ending names, or `kind` (cif, vasp, extxyz, json, csv); returns how many.
+    """Write crystals in the format that the path's ending names, or `kind`, an ending without its dot; returns how many.
 
     CIF and POSCAR (`.vasp`) hold one crystal: several go into a folder of that name, a file each.  Files appear whole or not at all.
-    Raises InvalidInput for an ending that names no format.
+    Raises InvalidInput for an ending that names no format, and OSError naming the file that cannot be written.
     """
     suffix = f".{kind}" if kind else path.suffix.lower()
     items = list(items)
-    if suffix in _MANY:
+    if suffix == ".parquet":
+        names = list(dict.fromkeys(str(name) for item in items for name in item.fields))
+        columns = {name: [item.fields.get(name) for item in items] for name in names}
+        write_shard(path, [item.crystal for item in items], columns)
+    elif suffix in _MANY:
         _write(path, _MANY[suffix](items))
     elif suffix in _ONE and len(items) == 1 and path.suffix:
         _write(path, _ONE[suffix](items[0]))
@@ -95,7 +99,9 @@ def write_crystals(path: Path, items: Iterable[ReadCrystal], *, kind: str | None
         for number, item in enumerate(items, start=1):
             _write(path / f"{number:06d}_{_file_name(item.label)}{suffix}", _ONE[suffix](item))
     else:
-        raise InvalidInput(f"{path}: no format is called {suffix or 'nothing'!r}; there are {', '.join([*_MANY, *_ONE])}")
+        raise InvalidInput(
+            f"{path}: no format is called {suffix or 'nothing'!r}; there are {', '.join([*_MANY, *_ONE, '.parquet'])}"
+        )
     return len(items)
 
 
@@ -125,13 +131,5 @@ def _file_name(label: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[-60:]}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -95,15 +95,6 @@ class CandidateStore(CrystalStore):
                     found[row.id] = _candidate(row)
         return found
 
-    def candidate_ids(self, ids: Iterable[str]) -> set[str]:
-        """Tell which of these candidates were ever proposed, so that none is proposed twice."""
-        with self.read() as connection:
-            return {
-                found
-                for chunk in in_chunks(ids)
-                for found in connection.scalars(select(candidates.c.id).where(candidates.c.id.in_(chunk)))
-            }
-
     def candidates_of_round(self, number: int) -> list[CandidateRecord]:
         """Every candidate of a round, by id."""
         with self.read() as connection:

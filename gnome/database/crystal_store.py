@@ -1,7 +1,7 @@
 """Crystals in the database: insertion, look-ups, hull columns."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -113,10 +113,6 @@ class CrystalStore(Database):
         """Find the crystals of each identity bucket, where duplicates are looked for."""
         return self._find(crystals.c.fingerprint, keys, method)
 
-    def crystals_with_formulas(self, formulas: Iterable[str], method: str | None = None) -> dict[str, list[StoredCrystal]]:
-        """Find the crystals of each reduced formula."""
-        return self._find(crystals.c.reduced_formula, formulas, method)
-
     def _find(self, column: Any, values: Iterable[str], method: str | None) -> dict[str, list[StoredCrystal]]:
         found: dict[str, list[StoredCrystal]] = {}
         with self.read() as connection:
@@ -129,27 +125,18 @@ class CrystalStore(Database):
                     found.setdefault(stored.row[column.name], []).append(stored)
         return found
 
-    def crystals_of(
-        self,
-        method: str,
-        *,
-        origins: Sequence[str] = ("seed", "imported", "discovered"),
-        max_e_above_hull: float | None = None,
-        before_round: int | None = None,
-    ) -> Iterator[StoredCrystal]:
+    def crystals_of(self, method: str, *, before_round: int | None = None) -> Iterator[StoredCrystal]:
         """Yield crystals of a method in the order of arrival, for example as parents of candidates.
 
-        `max_e_above_hull` leaves out those further from the hull or without a distance; `before_round` those of that round and later.
+        `before_round` leaves out those of that round and later.
         """
-        statement = select_crystals().where(crystals.c.method == method, crystals.c.origin.in_(origins))
-        if max_e_above_hull is not None:
-            statement = statement.where(crystals.c.e_above_hull <= max_e_above_hull)
+        statement = select_crystals().where(crystals.c.method == method)
         if before_round is not None:
             statement = statement.where(known_before(before_round))
         return map(stored_crystal, self._pages(statement))
 
-    def training_rows(self, method: str, *, since_round: int | None = None) -> Iterator[TrainingRow]:
-        """Yield labelled examples of a method; with `since_round` only those found in that round or later."""
+    def training_rows(self, method: str) -> Iterator[TrainingRow]:
+        """Yield the labelled examples of a method in the order of arrival."""
         statement = select(
             crystals.c.key,
             crystals.c.id,
@@ -160,8 +147,6 @@ class CrystalStore(Database):
             candidates.c.structure.label("unrelaxed"),
         )
         statement = statement.select_from(crystals.outerjoin(candidates)).where(crystals.c.method == method)
-        if since_round is not None:
-            statement = statement.where(crystals.c.round >= since_round)
         for row in self._pages(statement):
             yield TrainingRow(
                 id=row.id,

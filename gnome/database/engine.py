@@ -7,6 +7,7 @@ that is killed inside a write leaves a journal that the next one rolls back by i
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,8 +100,9 @@ def _parse(url: str | URL) -> URL:
     try:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
-    except (ArgumentError, NoSuchModuleError):
-        raise InvalidInput(f"{url!r} is no database URL; expected sqlite:///PATH or postgresql://USER@HOST/NAME") from None
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        shown = re.sub(r"//[^@/]*@", "//...@", str(url))  # there may be a password in it
+        raise InvalidInput(f"{shown!r} is no database URL; expected sqlite:///PATH or postgresql://USER@HOST/NAME") from None
     if backend == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
     if backend != "sqlite":

@@ -8,7 +8,7 @@ anywhere goes on where it stopped.  The attempt number tells claims of one shard
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, and_, select, update
 
 from gnome.database.clock import database_time
 from gnome.database.connection import Database, insert_new
@@ -39,12 +39,6 @@ class Ledger:
         """Use the ledger of this database."""
         self._store = store
 
-    def plan(self, number: int, stage: str, n_shards: int) -> int:
-        """Write down the shards of a stage; those that are there stay as they are.  Returns how many were new."""
-        rows = [_row(number, stage, shard) for shard in range(n_shards)]
-        with self._store.write() as connection:
-            return len(insert_new(connection, ledger, rows, "shard"))
-
     def claim(
         self, number: int, stage: str, shard: int = 0, *, owner: str | None = None, lease_seconds: float = 900.0
     ) -> int | None:
@@ -69,10 +63,6 @@ class Ledger:
                 .values(state="running", attempt=row.attempt + 1, owner=owner, lease_until=now + lease_seconds, message=None)
             )
             return int(row.attempt) + 1
-
-    def renew(self, number: int, stage: str, shard: int, attempt: int, *, lease_seconds: float = 900.0) -> None:
-        """Prolong a claim.  Raises RoundBusy when it is no longer held."""
-        self._change(number, stage, shard, attempt, lease_until=database_time() + lease_seconds)
 
     def complete(self, number: int, stage: str, shard: int, attempt: int, result: Any = None) -> None:
         """Close a claimed shard with its result.  Raises RoundBusy when another has taken it over."""
@@ -105,17 +95,6 @@ class Ledger:
             statement = statement.where(ledger.c.stage == stage)
         with self._store.read() as connection:
             return [Shard(**row._mapping) for row in connection.execute(statement)]  # noqa: SLF001 - the documented way to a dict
-
-    def claimable(self, number: int, stage: str, *, owner: str | None = None) -> list[int]:
-        """List the shards of a stage that a claim would give to this owner."""
-        owner = owner or this_process()
-        free = or_(ledger.c.state.in_(["pending", "failed"]), ledger.c.lease_until <= database_time(), ledger.c.owner == owner)
-        statement = select(ledger.c.shard, ledger.c.owner, free.label("free")).where(
-            ledger.c.round == number, ledger.c.stage == stage, ledger.c.state != "done"
-        )
-        with self._store.read() as connection:
-            rows = connection.execute(statement.order_by(ledger.c.shard)).all()
-        return [row.shard for row in rows if row.free or is_dead(row.owner)]
 
     def _change(self, number: int, stage: str, shard: int, attempt: int, **values: Any) -> None:
         mine = and_(_at(number, stage, shard), ledger.c.state == "running", ledger.c.attempt == attempt)

@@ -87,6 +87,14 @@ class Store(CandidateStore):
         with self.write() as connection:
             connection.execute(update(models).where(models.c.id == model_id).values(status="retired"))
 
+    def model(self, model_id: str) -> ModelRecord:
+        """Find a model.  Raises InvalidInput when there is none of this id."""
+        with self.read() as connection:
+            row = connection.execute(select(models).where(models.c.id == model_id)).one_or_none()
+        if row is None:
+            raise InvalidInput(f"no model {model_id!r} in {self.location}")
+        return _model(row)
+
     def current_model(self, kind: str) -> ModelRecord | None:
         """Find the model in use for a kind."""
         with self.read() as connection:

@@ -6,7 +6,6 @@ licences, method of the labels, split, metrics, and the sha256 of the weights.  
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from gnome.atomic_write import atomic_write
 from gnome.errors import InvalidCheckpoint
 from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
 from gnome.models.structural import StructuralNetwork, StructuralSettings
@@ -57,9 +57,10 @@ def save_ensemble(path: Path, members: Sequence[Network], card: Mapping[str, Any
         "n_members": len(members),
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, blob)
-    _replace(path.with_suffix(".json"), (json.dumps(full_card, indent=2) + "\n").encode())
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(blob)
+    with atomic_write(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(full_card, indent=2) + "\n")
     return full_card
 
 
@@ -110,12 +111,3 @@ def read_card(path: Path) -> dict[str, Any]:
     if card.get("card_version") != CARD_VERSION:
         raise InvalidCheckpoint(f"{card_path}: card version {card.get('card_version')!r}, this program reads {CARD_VERSION}")
     return dict(card)
-
-
-def _replace(path: Path, blob: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -7,7 +7,6 @@ function of (seed, epoch) alone, so a resumed run repeats the broken one exactly
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from gnome.atomic_write import atomic_write
 from gnome.errors import InvalidCheckpoint
 from gnome.models.linear import Precision, autocast
 
@@ -208,10 +208,8 @@ class _Trainer:
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(record) for record in self.history],
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        with atomic_write(path) as temporary:
+            torch.save(state, temporary)
 
     def load(self, path: Path) -> None:
         """Take up a saved run; raises InvalidCheckpoint when the file is damaged or was saved under other settings."""

@@ -12,7 +12,8 @@ import torch
 from emt_world import round_settings, settings_in
 
 from flows import learning, stages
-from flows.loop import CampaignSettings, resume_campaign, run_campaign
+from flows.loop import resume_campaign, run_campaign
+from flows.settings import CampaignSettings
 from flows.workspace import open_workspace
 from gnome.database.ledger import Ledger
 from gnome.database.store import Store

@@ -9,7 +9,8 @@ import pytest
 from emt_world import copy_world, round_settings, tables
 
 from flows import learning
-from flows.loop import CampaignSettings, run_campaign
+from flows.loop import run_campaign
+from flows.settings import CampaignSettings
 from flows.stages import STAGES, run_round, run_shard
 from flows.workspace import open_workspace
 from gnome.errors import RoundBusy

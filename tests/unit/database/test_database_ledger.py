@@ -48,19 +48,11 @@ def test_a_lease_that_ran_out_is_given_away_and_its_owner_refused(ledger: Ledger
     for late in (
         lambda: ledger.complete(1, "screen", 0, 1, "stale"),
         lambda: ledger.fail(1, "screen", 0, 1, "stale"),
-        lambda: ledger.renew(1, "screen", 0, 1),
     ):
         with pytest.raises(RoundBusy, match="attempt 1 at shard 0 of screen"):
             late()
     ledger.complete(1, "screen", 0, 2, "good")
     assert ledger.result(1, "screen") == "good"
-
-
-def test_a_renewed_lease_holds(ledger: Ledger) -> None:
-    assert ledger.claim(1, "screen", owner=ELSEWHERE, lease_seconds=0.05) == 1
-    ledger.renew(1, "screen", 0, 1, lease_seconds=60)
-    time.sleep(0.2)
-    assert ledger.claim(1, "screen") is None
 
 
 def test_a_failed_shard_keeps_its_reason_and_can_be_claimed_again(ledger: Ledger) -> None:
@@ -75,14 +67,11 @@ def test_a_failed_shard_keeps_its_reason_and_can_be_claimed_again(ledger: Ledger
     assert (reclaimed.state, reclaimed.message) == ("running", None)
 
 
-def test_planned_shards_are_listed_until_done(ledger: Ledger) -> None:
-    assert ledger.plan(1, "evaluate", 4) == 4
-    assert ledger.plan(1, "evaluate", 5) == 1
+def test_the_shards_of_a_stage_are_listed_in_order(ledger: Ledger) -> None:
+    assert ledger.claim(1, "evaluate", 2) == 1
     ledger.complete(1, "evaluate", 0, ledger.claim(1, "evaluate", 0) or 0)
     assert ledger.claim(1, "evaluate", 1, owner=ELSEWHERE) == 1
-    assert ledger.claim(1, "evaluate", 2) == 1
-    assert ledger.claimable(1, "evaluate") == [2, 3, 4]
-    assert [shard.state for shard in ledger.shards(1, "evaluate")] == ["done", "running", "running", "pending", "pending"]
+    assert [(shard.shard, shard.state) for shard in ledger.shards(1, "evaluate")] == [(0, "done"), (1, "running"), (2, "running")]
     assert ledger.shards(1, "screen") == []
     with pytest.raises(InvalidInput, match="number from 0"):
         ledger.claim(1, "evaluate", -1)

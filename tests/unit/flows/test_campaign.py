@@ -13,9 +13,10 @@ from emt_world import copy_world, round_settings, settings_in, tables
 
 from flows import learning
 from flows.learning import FINE_TUNING, RAN_AWAY, new_answers, retrain
-from flows.loop import CampaignSettings, resume_campaign, run_campaign
+from flows.loop import resume_campaign, run_campaign
 from flows.progress import Counter, Silent
 from flows.reports import campaign_rows
+from flows.settings import CampaignSettings
 from flows.stages import round_method, run_shard
 from flows.workspace import open_workspace
 from gnome.errors import InvalidInput

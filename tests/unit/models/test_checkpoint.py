@@ -1,16 +1,20 @@
 """Ensembles on disk: what was saved comes back, what was altered is refused."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from small_networks import small_network
 
 from gnome.crystals.crystal import Crystal
 from gnome.errors import InvalidCheckpoint
 from gnome.models.checkpoint import load_ensemble, save_ensemble
+from gnome.models.energy_model import validate_energy_model, validate_formula_model
 from gnome.models.ensemble import CompositionalEnsemble, StructuralEnsemble, median_and_spread
+from gnome.shipped import shipped_data
 
 CARD = {"method": "test", "elements": list(range(1, 90))}
 
@@ -38,9 +42,39 @@ def test_energies_have_a_row_for_each_member_and_volume(saved: Path, crystals: l
     energies = ensemble.member_energies(crystals, (0.9, 1.0, 1.1))
     assert energies.shape == (3, 3, len(crystals))
     np.testing.assert_allclose(energies[:, 1], ensemble.member_energies(crystals)[:, 0], atol=1e-6)
-    singles = np.concatenate([ensemble.member_energies([one], (0.9, 1.0, 1.1)) for one in crystals[:4]], axis=2)
-    np.testing.assert_allclose(energies[:, :, :4], singles, atol=1e-5)
-    assert ensemble.member_energies([]).shape == (3, 1, 0)
+    validate_energy_model(ensemble, crystals[:4])
+
+
+def test_the_shipped_ensembles_keep_their_contracts(crystals: list[Crystal]) -> None:
+    folder = shipped_data() / "ensembles"
+    validate_energy_model(StructuralEnsemble.load(folder / "structural.safetensors"), crystals[:3])
+    compositions = [crystal.composition for crystal in crystals[:6]]
+    validate_formula_model(CompositionalEnsemble.load(folder / "compositional.safetensors"), compositions)
+
+
+class PerCell:
+    """Breaks the promise on units: its energies grow with the cell."""
+
+    method, model_id, elements = "test", "broken", frozenset(range(1, 90))
+
+    def member_energies(self, crystals: Sequence[Crystal], volume_scales: Sequence[float] = (1.0,)) -> NDArray[np.float64]:
+        return np.tile([float(crystal.n_atoms) for crystal in crystals], (2, len(volume_scales), 1))
+
+
+class PerFormula:
+    """The same for formulas."""
+
+    method, model_id, elements = "test", "broken", frozenset(range(1, 90))
+
+    def member_energies(self, compositions: Sequence[Mapping[int, int]]) -> NDArray[np.float64]:
+        return np.tile([float(sum(composition.values())) for composition in compositions], (2, 1))
+
+
+def test_a_broken_promise_is_named(crystals: list[Crystal]) -> None:
+    with pytest.raises(AssertionError, match="a supercell has the same"):
+        validate_energy_model(PerCell(), crystals[:2])
+    with pytest.raises(AssertionError, match="two formula units have the same"):
+        validate_formula_model(PerFormula(), [crystal.composition for crystal in crystals[:2]])
 
 
 def test_a_truncated_file_is_refused(saved: Path) -> None:
