@@ -28,7 +28,8 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
 def _round_settings(
-    settings: Settings, elements: str | None, generator: str, evaluator: str, budget: int, candidates: int, screened: int, formulas: int, seed: int
+    settings: Settings, elements: str | None, generator: str, evaluator: str,
+    budget: int, candidates: int, screened: int, formulas: int, seed: int,
 ) -> RoundSettings:  # fmt: skip
     symbols = () if elements is None else tuple(symbol.strip() for symbol in elements.split(","))
     if not all(symbols):

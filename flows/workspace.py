@@ -139,7 +139,8 @@ def open_workspace(
         if unfinished is not None:
             name = str(unfinished.settings["evaluator"])
             listener.say(
-                f"Going on with round {unfinished.number}, which was interrupted, with the settings it began with (`gnome campaign abandon` gives it up)."
+                f"Going on with round {unfinished.number}, which was interrupted, with the settings it began with; "
+                "`gnome campaign abandon` gives it up."
             )
         workspace = Workspace(store, settings, name, listener)
         try:

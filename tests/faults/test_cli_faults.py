@@ -381,3 +381,96 @@ def test_the_bad_inputs_differ_from_good_ones_by_what_they_are_named_for(tmp_pat
     for item in items:
         assert isinstance(item, ReadCrystal), item
         assert isinstance(item.crystal, Crystal)
+
+
+def write_elements(path: Path, energies: dict[str, float]) -> Path:
+    items = [ReadCrystal(label=name, crystal=ELEMENTS[name], fields={"energy_per_atom": e}) for name, e in energies.items()]
+    write_crystals(path, items)
+    return path
+
+
+def test_a_lower_form_of_an_element_does_not_change_what_was_imported_before(here: Here, tmp_path: Path) -> None:
+    first = write_elements(tmp_path / "first.json", {"Cu": -3.0, "Au": -2.0})
+    lower = write_elements(tmp_path / "lower.json", {"Cu": -3.5})
+    assert here(tmp_path, "import", first, "--method", "table")[0] == 0
+    code, out, err = here(tmp_path, "import", lower, "--method", "table")
+    assert (code, out) == (2, "")
+    assert "Cu: this import holds a lower form of the element" in one_line(err)
+    assert count(tmp_path, "SELECT count(*) FROM crystals") == 2
+    code, _, err = here(tmp_path, "import", lower, "--method", "another table")
+    assert code == 0, err
+
+
+def test_an_import_of_which_nothing_is_left_fails(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "bad.cif").write_text("data_bad\n_cell_length_a oops\n")
+    code, out, err = here(tmp_path, "import", tmp_path / "bad.cif", "--evaluator", "emt")
+    assert code == 1
+    assert "0 crystals imported" in out
+    assert "refused" in err
+    assert "malformed" in err
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_work(here: Here, good_element: Path, tmp_path: Path) -> None:
+    report = tmp_path / "no" / "such" / "folder.txt"
+    code, out, err = here(tmp_path, "import", good_element, "--method", "table", "--report", report)
+    assert (code, out) == (1, "")
+    assert str(report) in one_line(err)
+    assert not (tmp_path / "gnome.db").exists()
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(here: Here, emt_world: Path, tmp_path: Path) -> None:
+    copy_world(emt_world, tmp_path)
+    (tmp_path / "file").write_text("")
+    code, out, err = here(tmp_path, "export", tmp_path / "file" / "out.csv")
+    assert (code, out) == (1, "")
+    assert str(tmp_path / "file") in one_line(err)
+    for name in ("", "."):
+        code, out, err = here(tmp_path, "export", name)
+        assert (code, out) == (2, "")
+        assert "is no name for a file or folder" in one_line(err)
+
+
+def test_bytes_that_are_no_text_cost_one_line(here: Here, emt_world: Path, tmp_path: Path) -> None:
+    copy_world(emt_world, tmp_path)
+    for command in (["show", "\udcff"], ["query", 'reduced_formula = "\udcff"']):
+        code, out, err = here(tmp_path, *command)
+        assert (code, out) == (2, "")
+        one_line(err)
+    Path("gnome.toml").write_bytes(b'evaluator = "\xff"\n')
+    code, out, err = here(tmp_path, "query")
+    assert (code, out) == (2, "")
+    assert "not UTF-8" in one_line(err)
+
+
+def test_a_variable_that_is_nearly_a_setting_is_refused_and_a_foreign_one_is_not(
+    here: Here, emt_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_world(emt_world, tmp_path)
+    monkeypatch.setenv("GNOME_TERMINAL_SCREEN", "/org/gnome/Terminal")
+    assert here(tmp_path, "query")[0] == 0
+    monkeypatch.setenv("GNOME_DATABSE_URL", "sqlite:///other.db")
+    code, out, err = here(tmp_path, "query")
+    assert (code, out) == (2, "")
+    assert "GNOME_DATABSE_URL is no setting; did you mean GNOME_DATABASE_URL?" in one_line(err)
+
+
+def test_a_closed_output_is_one_line_and_leaves_the_database_alone(emt_world: Path, tmp_path: Path) -> None:
+    copy_world(emt_world, tmp_path)
+    environment = os.environ | {"GNOME_DATABASE_URL": f"sqlite:///{tmp_path / 'gnome.db'}", "PYTHONPATH": str(ROOT)}
+    command = f"{sys.executable} -m flows.cli query >&-"
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "standard output is closed" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("command", ["run", "resume"])
+def test_a_campaign_says_what_is_wrong_before_prefect_starts(here: Here, tmp_path: Path, command: str) -> None:
+    (tmp_path / "gnome.db").write_text("dear diary, " * 1000)
+    code, out, err = here(tmp_path, "campaign", command)
+    assert (code, out) == (1, "")
+    assert "the file is something else" in one_line(err)
+    (tmp_path / "gnome.db").unlink()
+    if command == "resume":
+        code, out, err = here(tmp_path, "campaign", command)
+        assert (code, out) == (2, "")
+        assert "has no round; start with `gnome campaign run`" in one_line(err)

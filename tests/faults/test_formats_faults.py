@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def bomb(n_operations: int, n_sites: int) -> str:
 def refusal(path: Path, limits: ReadLimits | None = None) -> Refusal:
     (item,) = read_crystals(path, limits)
     assert isinstance(item, Refusal)
-    assert str(path) in item.message, "the message names the file"
+    assert path.name in item.label, "the label names the file"
     assert "\n" not in item.message, "one line"
     return item
 
@@ -169,3 +170,31 @@ def test_too_many_structures_stop_the_reading(tmp_path: Path) -> None:
     (tmp_path / "lines.jsonl").write_text((json.dumps(SALT.as_dict()) + "\n") * 5)
     items = list(read_crystals(tmp_path / "lines.jsonl", ReadLimits(max_structures=3)))
     assert [isinstance(item, ReadCrystal) for item in items] == [True, True, True, False]
+
+
+def test_what_is_no_file_in_a_folder_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "salt.cif").write_text(cif())
+    (elsewhere / "salt.cif").write_text(cif())
+    (folder / "linked.cif").symlink_to(elsewhere / "salt.cif")
+    (folder / "lost.cif").symlink_to(tmp_path / "nowhere.cif")
+    (folder / "more").symlink_to(elsewhere)
+    os.mkfifo(folder / "pipe.cif")
+    items = list(read_crystals(folder))
+    good = [Path(item.label).name for item in items if isinstance(item, ReadCrystal)]
+    bad = {Path(item.label).name: item.message for item in items if isinstance(item, Refusal)}
+    assert good == ["linked.cif", "salt.cif"]
+    assert set(bad) == {"lost.cif", "more", "pipe.cif"}
+    assert bad["lost.cif"] == "a link to nothing"
+    assert "name that folder itself" in bad["more"]
+    assert bad["pipe.cif"] == "neither a file nor a folder"
+
+
+def test_what_a_file_calls_itself_cannot_write_on_the_terminal(tmp_path: Path) -> None:
+    names = ["\x1b[2Jcleared", "line\nbreak", "x" * 5000, "\ud800"]
+    (tmp_path / "odd.json").write_text(json.dumps([{"entry_id": name, "structure": {}} for name in names]))
+    labels = [item.label for item in read_crystals(tmp_path / "odd.json")]
+    assert labels[:2] == ["\\x1b[2Jcleared", "line\\nbreak"]
+    assert all(label.isprintable() and len(label) <= 200 for label in labels)

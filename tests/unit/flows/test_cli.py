@@ -232,7 +232,8 @@ def test_predict_answers_in_the_order_of_the_input(gnome: Gnome, own_folder: Pat
     (own_folder / "broken.cif").write_text("data_nothing\n")
     rows = gnome("predict", folders[0], "broken.cif", *folders[1:], "--json").json
     assert [row.get("reduced_formula") for row in rows] == ["CuAu3", None, "Cu3Au", "AlNi3"]
-    assert "broken.cif" in rows[1]["refused"]
+    assert rows[1]["input"] == "broken.cif"
+    assert rows[1]["refused"].startswith("malformed: ")
     good = [row for row in rows if row["refused"] is None]
     assert all(-2 < row["e_form_per_atom"] < 1 and row["spread"] >= 0 for row in good)
     (alone,) = gnome("predict", folders[1], "--json").json
@@ -301,6 +302,8 @@ def test_a_toml_file_sets_what_the_environment_does_not(gnome: Gnome, database: 
         (["discover", "--generator", "oracle"], ["generator 'oracle'", "structural, compositional, both"]),
         (["discover", "--evaluator", "vsap"], ["no evaluator is called 'vsap'"]),
         (["discover", "--elements", "Cu,Qq"], ["'Qq' is not an element symbol"]),
+        (["discover", "--elements", ","], ["--elements ','", "as in Li,O"]),
+        (["discover", "--elements", ""], ["--elements ''"]),
         (["discover", "--budget", "0"], ["budget is 0"]),
         (["campaign", "run", "--plain", "--rounds", "0"], ["rounds is 0"]),
         (["campaign", "schedule", "--cron", "whenever"], ["--cron 'whenever'", "five fields"]),
@@ -335,10 +338,11 @@ def test_settings_that_cannot_be_read_are_one_line(gnome: Gnome, text: str, word
     failed(gnome("doctor"), 2, *words)
 
 
-@pytest.mark.parametrize("url", ["mysql://x", "sqlite://", "nonsense://"])
+@pytest.mark.parametrize("url", ["mysql://x", "sqlite://", "nonsense://", "postgresql://u:secret@host:port/x"])
 def test_urls_that_name_no_database_of_ours(gnome: Gnome, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("GNOME_DATABASE_URL", url)
     failed(gnome("query"), 2, "sqlite:///PATH")
+    assert "secret" not in gnome("query").err
 
 
 def test_the_program_itself_ends_with_the_codes_it_promises(database: Path) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emt_world import build_world, copy_world, known_crystals, round_settings, settings_in, tables
+from emt_world import build_world, copy_world, known_crystals, round_settings, settings_in, tables, write_folder
 
+from flows.importing import import_crystals
 from flows.settings import RoundSettings
 from flows.stages import STAGES, begin_round, run_round, run_shard
 from flows.workspace import open_workspace
@@ -104,6 +105,26 @@ def test_the_same_seed_gives_the_same_tables_and_another_does_not(emt_world: Pat
     ids = {name: {row["id"] for row in tables(folder)["candidates"]} for name, folder in
            (("same", tmp_path / "same"), ("other", tmp_path / "other"))}  # fmt: skip
     assert ids["same"] != ids["other"]
+
+
+def test_a_round_on_postgresql_finds_what_it_finds_on_sqlite(after_round: Path, postgresql_url: str, tmp_path: Path) -> None:
+    copy_world(after_round, tmp_path)
+    shared = settings_in(tmp_path)
+    settings = shared.model_copy(update={"database_url": postgresql_url, "folder": shared.data_folder})
+    source = write_folder(tmp_path / "known", known_crystals())
+    with open_workspace(shared) as workspace:
+        expected, found_on_sqlite = workspace.store.round(1), query(workspace.store, "")
+    with open_workspace(settings) as workspace:
+        import_crystals(workspace, source)
+        record = run_round(workspace, round_settings())
+        found = query(workspace.store, "")
+    assert record.summary is not None
+    assert expected.summary is not None
+    dropped = {"seconds", "cost_seconds"}
+    assert {k: v for k, v in record.summary.items() if k not in dropped} == {
+        k: v for k, v in expected.summary.items() if k not in dropped
+    }
+    assert [(row["id"], row["e_above_hull"]) for row in found] == [(row["id"], row["e_above_hull"]) for row in found_on_sqlite]
 
 
 def test_the_next_round_proposes_no_formula_already_evaluated(after_round: Path, tmp_path: Path) -> None:

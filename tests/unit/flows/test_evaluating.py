@@ -1,0 +1,111 @@
+"""Answers of an evaluator that is not what it was, or whose machine fails it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emt_world import copy_world, round_settings, settings_in
+
+from dft_stub.evaluator import Evaluation, Evaluator, Failure
+from flows.evaluating import evaluate_crystals
+from flows.stages import STAGES, begin_round, chosen, round_model, run_shard
+from flows.workspace import Workspace, open_workspace
+from gnome.crystals.crystal import Crystal
+from gnome.database.records import ModelRecord
+from gnome.errors import EvaluatorUnavailable
+from gnome.models.checkpoint import save_ensemble
+from gnome.stability.method import Method
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+class Unreliable:
+    """Answers as another evaluator does, but with a failure the first `n_failures` times that a crystal is asked for."""
+
+    def __init__(self, evaluator: Evaluator, failure: Failure, n_failures: int) -> None:
+        self.evaluator, self.failure, self.n_failures = evaluator, failure, n_failures
+        self.method, self.elements, self.name = evaluator.method, evaluator.elements, evaluator.name
+        self.asked: dict[str, int] = {}
+
+    def submit(self, crystals: Mapping[str, Crystal]) -> str:
+        for identifier in crystals:
+            self.asked[identifier] = self.asked.get(identifier, 0) + 1
+        return self.evaluator.submit(crystals)
+
+    def collect(self, ticket: str) -> Iterator[Evaluation]:
+        for answer in self.evaluator.collect(ticket):
+            if self.asked[answer.id] <= self.n_failures:
+                nothing: dict[str, Any] = {"crystal": None, "energy_per_atom": None, "e_form_per_atom": None}
+                yield replace(answer, converged=False, failure=self.failure, message="the machine failed", **nothing)
+            else:
+                yield answer
+
+    def pending(self, ticket: str) -> frozenset[str]:
+        return self.evaluator.pending(ticket)
+
+
+def up_to_evaluate(workspace: Workspace) -> dict[str, Crystal]:
+    """Run a round's stages before `evaluate`; returns the crystals that it chose."""
+    number = begin_round(workspace, round_settings(budget=3)).number
+    for stage in STAGES[: STAGES.index("evaluate")]:
+        run_shard(workspace, number, stage, 0)
+    return {record.id: record.crystal for record in workspace.store.candidates(chosen(workspace, number)).values()}
+
+
+@pytest.mark.parametrize(
+    ("failure", "n_failures", "asked", "failures"),
+    [
+        (Failure.CRASHED, 1, 2, {}),
+        (Failure.TIMEOUT, 2, 2, {"timeout": 3}),
+        (Failure.NOT_CONVERGED, 1, 1, {"not_converged": 3}),
+    ],
+    ids=["a crash that passes", "a timeout that stays", "no fault of the machine"],
+)
+def test_what_may_be_the_machines_fault_is_tried_once_more(
+    emt_world: Path, tmp_path: Path, failure: Failure, n_failures: int, asked: int, failures: dict[str, int]
+) -> None:
+    copy_world(emt_world, tmp_path)
+    with open_workspace(settings_in(tmp_path)) as workspace:
+        crystals = up_to_evaluate(workspace)
+        unreliable = Unreliable(workspace.evaluator, failure, n_failures)
+        vars(workspace)["evaluator"] = unreliable
+        result = evaluate_crystals(workspace, 1, crystals)
+        stored = workspace.store.evaluations_of_round(1)
+    assert set(unreliable.asked.values()) == {asked}
+    assert result["failures"] == failures
+    assert len(stored) == len(crystals) == 3
+    assert sum(record.converged for record in stored) == 3 - sum(failures.values())
+
+
+def test_an_evaluator_that_has_changed_does_not_go_on_with_a_round(emt_world: Path, tmp_path: Path) -> None:
+    copy_world(emt_world, tmp_path)
+    with open_workspace(settings_in(tmp_path)) as workspace:
+        up_to_evaluate(workspace)
+        changed = Unreliable(workspace.evaluator, Failure.CRASHED, 0)
+        changed.method = Method(code="emt", functional="newer")
+        vars(workspace)["evaluator"] = changed
+        with pytest.raises(EvaluatorUnavailable, match="use the versions it began with, or give it up"):
+            run_shard(workspace, 1, "evaluate", 0)
+        assert changed.asked == {}
+        assert workspace.ledger.state(1, "evaluate") == "failed"
+
+
+def test_a_round_keeps_the_ensemble_it_began_with(emt_world: Path, tmp_path: Path) -> None:
+    copy_world(emt_world, tmp_path)
+    with open_workspace(settings_in(tmp_path)) as workspace:
+        number = begin_round(workspace, round_settings()).number
+        before = workspace.structural_model()
+        path = tmp_path / "other.safetensors"
+        card = save_ensemble(path, before.members[:2], {"method": before.method, "elements": sorted(before.elements)})
+        other = ModelRecord(
+            id=card["sha256"][:16], kind="structural", path=str(path), sha256=card["sha256"], card=card, metrics={}
+        )
+        workspace.store.add_model(other)
+        workspace.store.promote_model(other.id)
+        assert workspace.structural_model().model_id == other.id
+        assert round_model(workspace, number).model_id == before.model_id
+        for stage in STAGES[: STAGES.index("select")]:
+            run_shard(workspace, number, stage, 0)
+        assert {prediction.model_id for prediction in workspace.store.predictions_of_round(number)} == {before.model_id}
