@@ -72,7 +72,7 @@ def propose_compositional(
 ) -> dict[str, Any]:
     """Propose random structures of the formulas that the compositional ensemble puts nearest to the hull."""
     model = workspace.formula_model()
-    structures = random_structures()
+    structures = random_structures(workspace.settings.workers)
     try:
         pipeline = CompositionalPipeline(
             structures, CompositionalSettings(n_formulas=settings.n_formulas, n_structures=settings.structures_per_formula)
@@ -109,10 +109,10 @@ def propose_compositional(
         structures.close()
 
 
-def random_structures() -> RandomStructures:
-    """AIRSS's buildcell where it is installed, else PyXtal."""
+def random_structures(workers: int) -> RandomStructures:
+    """AIRSS's buildcell where it is installed, else PyXtal in so many processes."""
     program = find_buildcell()
-    return PyXtalStructures() if program is None else BuildcellStructures(program)
+    return PyXtalStructures(workers=workers) if program is None else BuildcellStructures(program)
 
 
 def _store(workspace: Workspace, proposals: Iterator[Candidate], number: int, count: Counter) -> int:

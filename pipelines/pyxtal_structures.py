@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gnome.crystals.crystal import Crystal
@@ -17,23 +18,19 @@ _START_LIMIT = 120.0
 class PyXtalStructures:
     """Random crystals with a random space group, drawn by PyXtal; a `RandomStructures`.
 
-    One worker process is kept for all formulas.  `command` replaces it, for tests.  Use it in a `with` block or call `close`.
+    The worker processes are kept for all formulas.  `command` replaces them, for tests.  Use it in a `with` block or call `close`.
     """
 
     name = "pyxtal"
     is_reproducible = True
 
-    def __init__(self, settings: RandomStructureSettings | None = None, *, command: Sequence[str] | None = None) -> None:
-        """Remember the settings; the worker starts with the first search."""
+    def __init__(
+        self, settings: RandomStructureSettings | None = None, *, workers: int = 1, command: Sequence[str] | None = None
+    ) -> None:
+        """Remember the settings; the workers start with the first search."""
         self.settings = settings or RandomStructureSettings()
-        paths = os.pathsep.join(path for path in sys.path if path)
-        self._worker = LineWorker(
-            command or [sys.executable, "-m", "pipelines.pyxtal_worker"],
-            memory_limit=self.settings.memory_limit,
-            # One thread: draws are small, and address space is limited.
-            environment={"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-        self._is_ready = False
+        command = command or [sys.executable, "-m", "pipelines.pyxtal_worker"]
+        self._workers = [_Worker(command, self.settings) for _ in range(workers)]
 
     def search(self, composition: Mapping[int, int], *, n: int, seed: int) -> RandomSearch:
         """Make at most n structures of a reduced composition."""
@@ -41,45 +38,84 @@ class PyXtalStructures:
         if not self.settings.formula_units(composition):
             total = sum(composition.values())
             return RandomSearch(structures=(), failures=(f"{name}: {total} atoms, the limit is {self.settings.max_atoms}",))
+        answers = self._ask_all([{"composition": sorted(composition.items()), "seed": seed, "index": i} for i in range(n)])
         found: list[RandomStructure] = []
         failures: list[str] = []
-        lost = 0
-        for index in range(n):
-            question = {"composition": sorted(composition.items()), "seed": seed, "index": index}
-            try:
-                record = self._ask(question)
-            except WorkerLost as loss:
-                lost += 1
-                failures.append(f"{name}, structure {index}: the generator {loss}")
-                if lost >= self.settings.max_losses:
-                    failures.append(f"{name}: given up after {lost} losses")
-                    break
-                continue
-            if "crystal" in record:
+        for index, record in sorted(answers.items()):
+            if isinstance(record, WorkerLost):
+                failures.append(f"{name}, structure {index}: the generator {record}")
+            elif "crystal" in record:
                 found.append(RandomStructure(**{**record, "crystal": Crystal.from_dict(record["crystal"])}))
             else:
                 failures.append(f"{name}, structure {index}: nothing passed the gate in {self.settings.attempts} attempts")
+        lost = sum(isinstance(record, WorkerLost) for record in answers.values())
+        if lost >= self.settings.max_losses:
+            failures.append(f"{name}: given up after {lost} losses")
         return RandomSearch(structures=tuple(found), failures=tuple(failures))
 
-    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            if not self._is_ready:
-                self._worker.ask(self.settings.to_dict(), time_limit=_START_LIMIT)
-                self._is_ready = True
-            return self._worker.ask(question, time_limit=self.settings.time_limit)
-        except BaseException:
-            self.close()
-            raise
+    def _ask_all(self, questions: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any] | WorkerLost]:
+        """Share questions out among the workers until all are answered or too many workers were lost; answers by index."""
+        answers: dict[int, dict[str, Any] | WorkerLost] = {}
+        waiting = iter(questions)  # each is taken by one thread: a list's iterator is safe under the interpreter's lock
+
+        def serve(worker: _Worker) -> None:
+            for question in waiting:
+                try:
+                    answers[question["index"]] = worker.ask(question)
+                except WorkerLost as loss:
+                    answers[question["index"]] = loss
+                if sum(isinstance(answer, WorkerLost) for answer in list(answers.values())) >= self.settings.max_losses:
+                    return
+
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            served = [pool.submit(serve, worker) for worker in self._workers]
+            try:
+                for one in served:
+                    one.result()
+            except BaseException:  # of an interruption, too: a question in the air must not meet the next one's answer
+                self.close()
+                raise
+        return answers
 
     def close(self) -> None:
-        """End the worker; another search starts a new one."""
-        self._worker.close()
-        self._is_ready = False
+        """End the workers; another search starts new ones."""
+        for worker in self._workers:
+            worker.close()
 
     def __enter__(self) -> "PyXtalStructures":
         """Give itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the worker."""
+        """End the workers."""
         self.close()
+
+
+class _Worker:
+    """One process, which is told the settings before its first question."""
+
+    def __init__(self, command: Sequence[str], settings: RandomStructureSettings) -> None:
+        paths = os.pathsep.join(path for path in sys.path if path)
+        self._settings = settings
+        self._line = LineWorker(
+            command,
+            memory_limit=settings.memory_limit,
+            # One thread: draws are small, and address space is limited.
+            environment={"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        self._is_ready = False
+
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask one question; a process that is lost is started anew by the next."""
+        try:
+            if not self._is_ready:
+                self._line.ask(self._settings.to_dict(), time_limit=_START_LIMIT)
+                self._is_ready = True
+            return self._line.ask(question, time_limit=self._settings.time_limit)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._line.close()
+        self._is_ready = False

@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyxtal.operations
 from moyopy import Cell, MoyoDataset
-from pyxtal import pyxtal
 from pyxtal.msg import Comp_CompatibilityError
 from pyxtal.symmetry import Group
 
@@ -69,7 +69,7 @@ def _is_compatible(number: int, counts: tuple[int, ...]) -> bool:
 
 def _draw_crystal(numbers: Mapping[int, int], group: int, seed: int) -> Crystal | None:
     """One PyXtal crystal as its primitive cell; `numbers` count the atoms of that cell."""
-    drawn = pyxtal()
+    drawn = pyxtal.pyxtal()
     species = [SYMBOLS[z] for z in numbers]
     try:
         drawn.from_random(
@@ -109,6 +109,8 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the libraries print must not mix with the answers
     warnings.simplefilter("ignore")
+    # PyXtal makes the same table of tolerances for every check of images, which takes half of all its time.
+    pyxtal.operations.Tol_matrix = lru_cache(pyxtal.operations.Tol_matrix)
     settings: RandomStructureSettings | None = None
     for line in sys.stdin:
         question = json.loads(line)
