@@ -11,9 +11,14 @@ import resource
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+from pymatgen.core import Lattice
+from pymatgen.core.operations import SymmOp
 from pymatgen.io.cif import CifBlock, CifFile, CifParser
 
 from gnome.crystals.convert import from_structure
@@ -50,10 +55,13 @@ def read_block(text: str, limits: CifLimits) -> Crystal:
     Raises InvalidCrystal with reason `malformed`, `too_large`, `too_slow`, `formula_mismatch`, `disordered`, `isotope` or
     `unsupported_element`.
     """
-    product = _product(text)
+    tables = _tables(text)
+    product = max(map(_product, tables), default=0)
     if product > limits.max_product:
         message = f"sites times symmetry operations are {product}, the limit is {limits.max_product}"
         raise InvalidCrystal("too_large", message)
+    for table in tables:
+        _check_table(table)
     return parse_block(text) if product <= limits.max_product_here else _read_elsewhere(text, limits)
 
 
@@ -91,27 +99,69 @@ def parse_block(text: str) -> Crystal:
     return crystal
 
 
-def _product(text: str) -> int:
-    """Sites times operations, from the tables alone."""
+def _tables(text: str) -> list[Mapping[str, Any]]:
+    """What the blocks say, by name, with nothing expanded."""
     if any(len(line) > MAX_LINE for line in text.split("\n")):
         raise InvalidCrystal("malformed", f"a line has more than the {MAX_LINE} characters that CIF allows; break it up")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            blocks = [block for block in CifFile.from_str(text).data.values() if isinstance(block, CifBlock)]
+            return [block.data for block in CifFile.from_str(text).data.values() if isinstance(block, CifBlock)]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidCrystal("malformed", f"not a readable CIF ({_one_line(error)})") from None
-    return max((_block_product(block.data) for block in blocks), default=0)
 
 
-def _block_product(table: dict[str, object]) -> int:
+def _check_table(table: Mapping[str, Any]) -> None:
+    """Refuse what pymatgen would read as something else: negative lengths, isotopes, and operations that are no symmetry of the cell."""
+    lengths, angles = ([_number(table.get(f"_cell_{what}", "")) for what in names] for names in _CELL)
+    if any(length is not None and length <= 0 for length in lengths):
+        raise InvalidCrystal("malformed", f"cell lengths are {lengths}, expected positive ones")
+    symbols = table.get("_atom_site_type_symbol", [])
+    for symbol in symbols if isinstance(symbols, list) else [symbols]:
+        if re.match(r"\d+[A-Z]", symbol):
+            raise InvalidCrystal("isotope", f"{symbol} is an isotope; write the element alone")
+    if None in lengths or None in angles:
+        return  # pymatgen says what is missing
+    metric = Lattice.from_parameters(*lengths, *angles).metric_tensor
+    for operation in _listed_operations(table):
+        if not _is_symmetry(operation, metric):
+            raise InvalidCrystal("malformed", f"{operation[:60]!r} is no symmetry operation of the cell")
+
+
+_CELL: Final = (("length_a", "length_b", "length_c"), ("angle_alpha", "angle_beta", "angle_gamma"))
+_METRIC_TOLERANCE: Final = 0.02
+"""How far an operation may change lengths and angles, relative to the largest squared length: cells are written with few digits."""
+
+
+def _number(text: Any) -> float | None:
+    """Read a number with or without its uncertainty in brackets."""
+    found = re.match(r"\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)(?:\(\d+\))?\s*$", text) if isinstance(text, str) else None
+    return float(found[1]) if found else None
+
+
+def _listed_operations(table: Mapping[str, Any]) -> list[str]:
+    listed = [table[key] for key in table if key.rstrip("_") in _OPERATIONS]
+    return [operation for entry in listed for operation in (entry if isinstance(entry, list) else [entry])]
+
+
+def _is_symmetry(operation: str, metric: NDArray[np.float64]) -> bool:
+    """Say whether `x, -y, z+1/2` and the like is an isometry of a cell with this metric tensor."""
+    if not re.fullmatch(r"[-+/.,\d\sxyz]+", operation, re.IGNORECASE) or operation.count(",") != 2:
+        return False
+    try:
+        rotation = SymmOp.from_xyz_str(operation).rotation_matrix
+    except (ValueError, ArithmeticError, IndexError):
+        return False
+    change = np.abs(rotation.T @ metric @ rotation - metric).max()
+    return bool(change <= _METRIC_TOLERANCE * metric.max())
+
+
+def _product(table: Mapping[str, Any]) -> int:
+    """Sites times operations."""
     sites = table.get("_atom_site_fract_x", table.get("_atom_site_Cartn_x", []))
     n_sites = len(sites) if isinstance(sites, list) else 1
-    listed = [table[key] for key in table if key.rstrip("_") in _OPERATIONS]
-    if listed:
-        n_operations = max(len(entry) if isinstance(entry, list) else 1 for entry in listed)
-    else:
-        n_operations = _MOST_OPERATIONS if any("group" in key.lower() for key in table) else 1
+    by_name = _MOST_OPERATIONS if any("group" in key.lower() for key in table) else 1
+    n_operations = len(_listed_operations(table)) or by_name
     return n_sites * n_operations
 
 
