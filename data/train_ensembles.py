@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 import torch
 import torch.multiprocessing as mp
 
+from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import parse_formula
 from gnome.crystals.shards import read_shard
 from gnome.models.checkpoint import load_ensemble, make_network, save_ensemble
 from gnome.models.compositional import CompositionalSettings, PackedFormulas
-from gnome.models.datasets import labelled_subset, pack_crystals, split_by_formula
+from gnome.models.datasets import Split, labelled_subset, pack_crystals, split_by_formula
 from gnome.models.ensemble import median_and_spread
 from gnome.models.metrics import atomic_fractions, fit_linear_model, score
 from gnome.models.recipes import EnsembleSettings, train_member
@@ -99,8 +100,122 @@ def ensemble_predictions(path: Path, inputs: object, device: str) -> np.ndarray:
     return median_and_spread(energies)[0]
 
 
-def main() -> None:
-    """Train, measure on the test buckets, and write both ensembles with their cards."""
+@dataclass(frozen=True)
+class Structures:
+    """The labelled structures, their split, and what every card says of them."""
+
+    crystals: list[Crystal]
+    sources: np.ndarray
+    targets: np.ndarray
+    split: Split
+    card: dict
+
+    @property
+    def wbm_test(self) -> np.ndarray:
+        """Rows of the test buckets that come from WBM."""
+        return self.split.test[self.sources[self.split.test] == "wbm"]
+
+    @property
+    def shape(self) -> dict[str, float]:
+        """Scale and shift of the networks' answers."""
+        train = self.targets[self.split.train]
+        return {"scale": float(train.std()), "shift": float(train.mean())}
+
+    def linear_score(self) -> dict:
+        """Metrics of a linear model over elements on the WBM test rows."""
+        fractions = atomic_fractions([crystal.composition for crystal in self.crystals])
+        predicted = fractions @ fit_linear_model(fractions[self.split.train], self.targets[self.split.train])
+        return {"linear model over elements, WBM test": score(predicted[self.wbm_test], self.targets[self.wbm_test])}
+
+
+def read_structures(options: argparse.Namespace) -> Structures:
+    """Read the shard that `prepare_training.py` wrote."""
+    crystals, columns, _ = read_shard(options.shards / "structures.parquet")
+    crystals = crystals[: options.rows]
+    split = split_by_formula(columns[Quantity.REDUCED_FORMULA][: options.rows])
+    log(f"{len(crystals)} structures: {len(split.train)} train, {len(split.validation)} validation, {len(split.test)} test")
+    card = {
+        "method": METHOD,
+        "elements": sorted({int(z) for i in split.train for z in crystals[i].composition}),
+        "licences": LICENCES,
+        "split": "md5 of the reduced formula modulo 100: train 0-54, validation 55-59, test 60-69",
+        "trained_with": " ".join(["python", "data/train_ensembles.py", "SHARDS", "OUT", *sys.argv[3:]]),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "CPU",
+    }
+    targets = np.array(columns[Quantity.E_FORM_PER_ATOM][: options.rows])
+    return Structures(crystals, np.array(columns["source"][: options.rows]), targets, split, card)
+
+
+def train_compositional(structures: Structures, train: TrainSettings, options: argparse.Namespace) -> None:
+    """Train the formula ensemble and write it with its card."""
+    table = pq.read_table(options.shards / "formulas.parquet").to_pydict()
+    scheme = np.array(table["scheme"])
+    targets = np.array(table[Quantity.E_FORM_PER_ATOM])
+    compositions = [parse_formula(formula) for formula in table[Quantity.REDUCED_FORMULA]]
+    pack = PackedFormulas.from_compositions(compositions, scheme.tolist())
+    parts = split_by_formula(table[Quantity.REDUCED_FORMULA])
+    chosen = parts.validation[scheme[parts.validation] == 0]
+    settings = EnsembleSettings(
+        network=CompositionalSettings(width=options.width, steps=options.steps, n_schemes=2, **structures.shape),
+        train=replace(train, volume_jitter=0.0, epochs=options.formula_epochs),
+        members=options.members,
+    )
+    members = train_all("compositional", settings, (pack, targets, parts.train, chosen), options)
+    path = options.out / "compositional.safetensors"
+    save_ensemble(path, members, structures.card)
+    metrics = structures.linear_score()
+    wbm_test = structures.wbm_test
+    of_structures = PackedFormulas.from_compositions([structures.crystals[i].composition for i in wbm_test])
+    predicted = ensemble_predictions(path, of_structures.to(options.device), options.device)
+    metrics["compositional, WBM test structures"] = score(predicted, structures.targets[wbm_test])
+    for name, index in (("lowest energy a formula, MP2020", 0), ("lowest energy a formula, older MP scheme", 1)):
+        rows = parts.test[scheme[parts.test] == index]
+        inputs = labelled_subset(pack, targets, rows, options.device)
+        predicted = ensemble_predictions(path, inputs.inputs, options.device)
+        metrics[f"compositional, test, {name}"] = score(predicted, targets[rows])
+    trained_on = (
+        f"{len(parts.train)} formulas: the lowest energy of each in WBM and Materials Project structures (scheme 0, "
+        "MP2020 corrections, the one predicted) and in matbench_mp_e_form (scheme 1, older corrections)"
+    )
+    write_card(path, members, {**structures.card, "trained_on": trained_on, "metrics": metrics})
+
+
+def train_structural(structures: Structures, train: TrainSettings, options: argparse.Namespace) -> None:
+    """Train the structure ensemble and write it with its card."""
+    settings = EnsembleSettings(
+        network=StructuralSettings(width=options.width, steps=options.steps, cutoff=options.cutoff, **structures.shape),
+        train=train,
+        members=options.members,
+    )
+    begin = time.perf_counter()
+    pack = pack_crystals(structures.crystals, options.cutoff, workers=options.workers)
+    log(f"graphs: {len(pack.distances):,} edges in {time.perf_counter() - begin:.0f} s")
+    split, targets = structures.split, structures.targets
+    members = train_all("structural", settings, (pack, targets, split.train, split.validation), options)
+    path = options.out / "structural.safetensors"
+    save_ensemble(path, members, structures.card)
+    metrics = structures.linear_score()
+    wbm_test = structures.wbm_test
+    for name, rows in (("WBM", wbm_test), ("Materials Project", np.setdiff1d(split.test, wbm_test))):
+        if len(rows):
+            inputs = labelled_subset(pack, targets, rows, options.device)
+            predicted = ensemble_predictions(path, inputs.inputs, options.device)
+            metrics[f"structural, {name} test structures"] = score(predicted, targets[rows])
+    trained_on = (
+        f"{len(split.train)} structures: unrelaxed initial WBM cells with the DFT energy of their relaxed states, "
+        "relaxed Materials Project cells of MP-20 and MPTS-52"
+    )
+    write_card(path, members, {**structures.card, "trained_on": trained_on, "metrics": metrics})
+
+
+def write_card(path: Path, members: list[torch.nn.Module], card: dict) -> None:
+    """Write the weights once more, with the whole card."""
+    log(json.dumps(save_ensemble(path, members, card)["metrics"], indent=1))
+
+
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path)
     parser.add_argument("out", type=Path)
@@ -119,95 +234,23 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
-    train_settings = TrainSettings(
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, measure on the test buckets, and write the ensembles with their cards."""
+    options = read_options()
+    settings = TrainSettings(
         epochs=options.epochs,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         volume_jitter=options.volume_jitter,
         precision=options.precision,
     )
-    crystals, columns, _ = read_shard(options.shards / "structures.parquet")
-    crystals = crystals[: options.rows]
-    formulas = columns[Quantity.REDUCED_FORMULA][: options.rows]
-    sources = np.array(columns["source"][: options.rows])
-    targets = np.array(columns[Quantity.E_FORM_PER_ATOM][: options.rows])
-    split = split_by_formula(formulas)
-    wbm_test = split.test[sources[split.test] == "wbm"]
-    log(f"{len(crystals)} structures: {len(split.train)} train, {len(split.validation)} validation, {len(split.test)} test")
-
-    fractions = atomic_fractions([crystal.composition for crystal in crystals])
-    linear = fractions @ fit_linear_model(fractions[split.train], targets[split.train])
-    baseline = {"linear model over elements, WBM test": score(linear[wbm_test], targets[wbm_test])}
-    shape = {"scale": float(targets[split.train].std()), "shift": float(targets[split.train].mean())}
-    elements = sorted({int(z) for i in split.train for z in crystals[i].composition})
-    card = {
-        "method": METHOD,
-        "elements": elements,
-        "licences": LICENCES,
-        "split": "md5 of the reduced formula modulo 100: train 0-54, validation 55-59, test 60-69",
-        "trained_with": " ".join(["python", "data/train_ensembles.py", "SHARDS", "OUT", *sys.argv[3:]]),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "CPU",
-    }
-
-    if "compositional" in options.kinds:
-        table = pq.read_table(options.shards / "formulas.parquet").to_pydict()
-        scheme = np.array(table["scheme"])
-        formula_targets = np.array(table[Quantity.E_FORM_PER_ATOM])
-        compositions = [parse_formula(formula) for formula in table[Quantity.REDUCED_FORMULA]]
-        pack = PackedFormulas.from_compositions(compositions, scheme.tolist())
-        parts = split_by_formula(table[Quantity.REDUCED_FORMULA])
-        chosen = parts.validation[scheme[parts.validation] == 0]
-        settings = EnsembleSettings(
-            network=CompositionalSettings(width=options.width, steps=options.steps, n_schemes=2, **shape),
-            train=replace(train_settings, volume_jitter=0.0, epochs=options.formula_epochs),
-            members=options.members,
-        )
-        members = train_all("compositional", settings, (pack, formula_targets, parts.train, chosen), options)
-        path = options.out / "compositional.safetensors"
-        save_ensemble(path, members, card)
-        metrics = dict(baseline)
-        structures = PackedFormulas.from_compositions([crystals[i].composition for i in wbm_test]).to(options.device)
-        metrics["compositional, WBM test structures"] = score(
-            ensemble_predictions(path, structures, options.device), targets[wbm_test]
-        )
-        for name, index in (("lowest energy a formula, MP2020", 0), ("lowest energy a formula, older MP scheme", 1)):
-            rows = parts.test[scheme[parts.test] == index]
-            inputs = labelled_subset(pack, formula_targets, rows, options.device)
-            metrics[f"compositional, test, {name}"] = score(
-                ensemble_predictions(path, inputs.inputs, options.device), formula_targets[rows]
-            )
-        data = {
-            "trained_on": f"{len(parts.train)} formulas: the lowest energy of each in WBM and Materials Project structures (scheme 0, "
-            "MP2020 corrections, the one predicted) and in matbench_mp_e_form (scheme 1, older corrections)",
-        }
-        log(json.dumps(save_ensemble(path, members, {**card, **data, "metrics": metrics})["metrics"], indent=1))
-
-    if "structural" in options.kinds:
-        settings = EnsembleSettings(
-            network=StructuralSettings(width=options.width, steps=options.steps, cutoff=options.cutoff, **shape),
-            train=train_settings,
-            members=options.members,
-        )
-        begin = time.perf_counter()
-        pack = pack_crystals(crystals, options.cutoff, workers=options.workers)
-        log(f"graphs: {len(pack.distances):,} edges in {time.perf_counter() - begin:.0f} s")
-        members = train_all("structural", settings, (pack, targets, split.train, split.validation), options)
-        path = options.out / "structural.safetensors"
-        save_ensemble(path, members, card)
-        metrics = dict(baseline)
-        for name, rows in (("WBM", wbm_test), ("Materials Project", np.setdiff1d(split.test, wbm_test))):
-            if len(rows) == 0:
-                continue
-            inputs = labelled_subset(pack, targets, rows, options.device)
-            predicted = ensemble_predictions(path, inputs.inputs, options.device)
-            metrics[f"structural, {name} test structures"] = score(predicted, targets[rows])
-        data = {
-            "trained_on": f"{len(split.train)} structures: unrelaxed initial WBM cells with the DFT energy of their relaxed states, "
-            "relaxed Materials Project cells of MP-20 and MPTS-52",
-        }
-        log(json.dumps(save_ensemble(path, members, {**card, **data, "metrics": metrics})["metrics"], indent=1))
+    structures = read_structures(options)
+    for kind, train in (("compositional", train_compositional), ("structural", train_structural)):
+        if kind in options.kinds:
+            train(structures, settings, options)
 
 
 if __name__ == "__main__":

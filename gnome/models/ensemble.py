@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,16 +28,11 @@ def median_and_spread(member_energies: NDArray[np.float64]) -> tuple[NDArray[np.
 
 
 @dataclass(frozen=True)
-class StructuralEnsemble:
-    """Implements `EnergyModel` with structural networks of one shape."""
+class _Ensemble(Generic[_Net]):
+    """Networks of one shape, and their card."""
 
-    members: Sequence[StructuralNetwork]
+    members: Sequence[_Net]
     card: Mapping[str, Any]
-
-    @classmethod
-    def load(cls, path: Path, device: torch.device | str = "cpu") -> Self:
-        """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
-        return cls(*_load(path, StructuralNetwork, device))
 
     @property
     def model_id(self) -> str:
@@ -53,6 +48,15 @@ class StructuralEnsemble:
     def elements(self) -> frozenset[int]:
         """Atomic numbers it was trained on."""
         return frozenset(self.card["elements"])
+
+
+class StructuralEnsemble(_Ensemble[StructuralNetwork]):
+    """Implements `EnergyModel` with structural networks of one shape."""
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> Self:
+        """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
+        return cls(*_load(path, StructuralNetwork, device))
 
     @torch.inference_mode()
     def member_energies(self, crystals: Sequence[Crystal], volume_scales: Sequence[float] = (1.0,)) -> NDArray[np.float64]:
@@ -69,32 +73,13 @@ class StructuralEnsemble:
         return out
 
 
-@dataclass(frozen=True)
-class CompositionalEnsemble:
+class CompositionalEnsemble(_Ensemble[CompositionalNetwork]):
     """Implements `FormulaModel` with compositional networks of one shape, under the first label scheme of its card."""
-
-    members: Sequence[CompositionalNetwork]
-    card: Mapping[str, Any]
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> Self:
         """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
         return cls(*_load(path, CompositionalNetwork, device))
-
-    @property
-    def model_id(self) -> str:
-        """First 16 digits of the weights' sha256."""
-        return str(self.card["sha256"])[:16]
-
-    @property
-    def method(self) -> str:
-        """Label of the method behind the energies it was trained on."""
-        return str(self.card["method"])
-
-    @property
-    def elements(self) -> frozenset[int]:
-        """Atomic numbers it was trained on."""
-        return frozenset(self.card["elements"])
 
     @torch.inference_mode()
     def member_energies(self, compositions: Sequence[Mapping[int, int]]) -> NDArray[np.float64]:
