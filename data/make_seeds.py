@@ -26,11 +26,12 @@ from dft_stub.relaxer import Relaxation, RelaxSettings, relax, relaxation_method
 from gnome.crystals.convert import from_structure
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import COVALENT_RADIUS, SYMBOLS
+from gnome.models.datasets import VALIDATION_BUCKETS, split_bucket
 
 HERE = Path(__file__).parent
 SETTINGS = RelaxSettings(max_steps=500)
 MAX_LIBRARY_ATOMS = 20
-VALIDATION_ATTEMPTS = 400
+VALIDATION_ATTEMPTS = 9000
 VALIDATION_MAX_ATOMS = 12
 
 _MOLECULAR = frozenset(["H", "He", "N", "O", "F", "Ne", "P", "S", "Cl", "Ar", "Se", "Br", "Kr", "I", "Xe", "B", "C"])
@@ -189,7 +190,10 @@ def _built(row: dict[str, str]) -> Crystal:
 
 
 def validation_jobs(seeds: list[Crystal]) -> Iterator[Job]:
-    """Yield crystals as a generator would propose them: elements replaced by alike ones, sites exchanged, cells strained, atoms moved."""
+    """Yield crystals as a generator would propose them: elements replaced by alike ones, sites exchanged, cells strained, atoms moved.
+
+    Only those with formulas of the validation buckets, which no shipped ensemble was trained on.
+    """
     rng = np.random.default_rng(20240601)
     parents = [crystal for crystal in seeds if 2 <= crystal.n_atoms <= VALIDATION_MAX_ATOMS and len(crystal.composition) >= 2]
     seen: set[str] = set()
@@ -202,7 +206,7 @@ def validation_jobs(seeds: list[Crystal]) -> Iterator[Job]:
         if kind == "exchange":
             child = child.with_atomic_numbers(rng.permutation(child.atomic_numbers))
         child = _moved(child, rng, strong=kind == "rattle")
-        if child.id not in seen:
+        if child.id not in seen and split_bucket(child.reduced_formula) in VALIDATION_BUCKETS:
             seen.add(child.id)
             yield Job(child, json.dumps({"generator": str(kind), "parent": parent.id}), observed=False)
 
