@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ase.calculators.calculator import Calculator, get_calculator_class
 
-from dft_stub.evaluator import Evaluation
+from dft_stub.evaluator import Evaluation, Failure
 from dft_stub.references import read_references, write_references
 from dft_stub.relaxer import RelaxSettings, relaxation_method
 from dft_stub.relaxing import RelaxingEvaluator
@@ -120,11 +120,16 @@ class ASEEvaluator(RelaxingEvaluator):
     def prepare(self, elements: frozenset[int]) -> None:
         """Relax the known forms of elements that have no reference yet; keeps what it finds.
 
-        Raises EvaluatorUnavailable naming an element of which no form could be relaxed.
+        Raises EvaluatorUnavailable naming an element of which no form could be relaxed, or one ran into a limit: the lowest might be that.
         """
         for z in sorted((elements & self.elements) - self._references.elements):
             forms = {f"{SYMBOLS[z]} {k}": crystal for k, crystal in enumerate(self._ground_states[z])}
             found = self.relax_only(forms).values()
+            if unclear := [form for form in found if form.failure in {Failure.TIMEOUT, Failure.OUT_OF_MEMORY}]:
+                raise EvaluatorUnavailable(
+                    f"{self.name}: the reference of {SYMBOLS[z]} needs every known form, and one had no fair chance: {unclear[0].message}; "
+                    "raise GNOME_EVALUATION_SECONDS or GNOME_EVALUATION_MEMORY_GB and run again"
+                )
             energies = [form.energy_per_atom for form in found if form.converged and form.energy_per_atom is not None]
             if not energies:
                 raise EvaluatorUnavailable(

@@ -7,7 +7,7 @@ from uuid import UUID
 from prefect import flow
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 
-from flows.loop import resume_campaign, run_campaign
+from flows.loop import campaign_of, latest_round, resume_campaign, run_campaign
 from flows.prefect_round import leave_artifacts, run_as_task, settings_parameters
 from flows.reports import campaign_rows
 from flows.settings import CampaignSettings, RoundSettings, Settings
@@ -21,24 +21,23 @@ def campaign_flow(
     settings: dict[str, Any], round_settings: dict[str, Any], campaign: dict[str, int], resume: bool = False
 ) -> list[dict[str, Any]]:
     """Run a campaign; its shards are tasks, its progress and its table are artifacts.  Returns one row a round."""
-    limits = CampaignSettings(**campaign)
     wanted = RoundSettings.from_dict(round_settings)
     progress = cast(
         UUID, create_progress_artifact(progress=0.0, key="campaign-progress", description="Share of the stages that are done")
     )  # a flow that is not async gets the id itself
     done = 0
-    n_stages = limits.rounds * len(STAGES)
 
     def run(workspace: Workspace, number: int, stage: str, shard: int) -> Result:
         nonlocal done
         result = run_as_task(workspace, number, stage, shard)
         if stage in STAGES and shard == 0:
             done += 1
-            update_progress_artifact(progress, progress=min(100.0, 100.0 * done / n_stages))
+            update_progress_artifact(progress, progress=min(100.0, 100.0 * done / (limits.rounds * len(STAGES))))
         return result
 
     with open_workspace(Settings(**settings), evaluator=None if resume else wanted.evaluator, resume=True) as workspace:
-        rounds = resume_campaign(workspace, limits, run=run) if resume else run_campaign(workspace, wanted, limits, run=run)
+        limits = campaign_of(latest_round(workspace)) if resume else CampaignSettings(**campaign)
+        rounds = resume_campaign(workspace, run=run) if resume else run_campaign(workspace, wanted, limits, run=run)
         for record in rounds:
             leave_artifacts(workspace, record)
         rows = campaign_rows(workspace.store)

@@ -18,7 +18,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from flows.settings import refuse_misspelt_variables
+from flows.settings import Settings, refuse_misspelt_variables
 from gnome.errors import GnomeError, InvalidInput
 
 INTERRUPTED: Final = 130
@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValidationError as error:  # of our settings; whatever else validates raises errors of this project
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        _fail(f"settings: {name} is {first['input']!r}: {first['msg']}; see the GNOME_... variables and gnome.toml", 2)
+        shown = f" is {first['input']!r}" if name in Settings.model_fields and name != "database_url" else ""  # no passwords
+        _fail(f"settings: {name}{shown}: {first['msg']}; see the GNOME_... variables and gnome.toml", 2)
     except TOMLDecodeError as error:
         _fail(f"gnome.toml cannot be read: {error}", 2)
     except UnicodeError as error:  # of gnome.toml, or of an argument that the shell passed on as it was
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except GnomeError as error:
         _fail(str(error), 1)
     except OSError as error:
-        _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+        _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
             sys.stderr.write("\ngnome: interrupted; what was answered is kept, run the same command again to go on\n")

@@ -128,7 +128,6 @@ def campaign_run(
 
 @campaign_app.command("resume")
 def campaign_resume(
-    retrain_after: RetrainAfter = 80,
     plain: Annotated[bool, typer.Option("--plain", help="Without Prefect.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -136,8 +135,7 @@ def campaign_resume(
 
     gnome campaign resume
     """
-    limits = CampaignSettings(rounds=1, retrain_after=retrain_after)
-    _campaign(limits, RoundSettings(), Settings(), plain=plain, as_json=as_json, resume=True)
+    _campaign(CampaignSettings(), RoundSettings(), Settings(), plain=plain, as_json=as_json, resume=True)
 
 
 @campaign_app.command("abandon")
@@ -146,15 +144,13 @@ def campaign_abandon() -> None:
 
     gnome campaign abandon
     """
-    from gnome.database.leases import hold_round  # noqa: PLC0415
-    from gnome.database.store import Store  # noqa: PLC0415
+    from flows.stages import abandon_round  # noqa: PLC0415
+    from flows.workspace import open_workspace  # noqa: PLC0415
 
-    with Store.open(Settings().database) as store, hold_round(store):
-        unfinished = store.open_round()
-        if unfinished is None:
-            raise InvalidInput(f"{store.location} has no unfinished round")
-        store.finish_round(unfinished.number, {}, failed=True)
-    make_console().print(f"Round {unfinished.number} is given up.", highlight=False)
+    with open_workspace(Settings(), resume=True) as workspace:
+        record = abandon_round(workspace)
+    n = (record.summary or {})["n_novel"]
+    make_console().print(f"Round {record.number} is given up; {n} new crystals of it are kept.", highlight=False)
 
 
 def _campaign(
@@ -171,7 +167,7 @@ def _campaign(
         if resume:
             latest_round(workspace)
         if plain and resume:
-            resume_campaign(workspace, limits)
+            resume_campaign(workspace)
         elif plain:
             run_campaign(workspace, wanted, limits)
     if not plain:

@@ -4,12 +4,9 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-
-from sqlalchemy import make_url
 
 from flows.settings import Settings
-from gnome.errors import GnomeError
+from gnome.errors import GnomeError, InvalidInput
 from gnome.shipped import shipped_data
 
 PACKAGES = ("gnome-discovery", "torch", "torch-geometric", "pymatgen", "ase", "prefect", "chgnet", "sqlalchemy")
@@ -53,7 +50,8 @@ def _device(settings: Settings) -> Iterator[Finding]:
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
-    from gnome.database.store import Store  # noqa: PLC0415 - after the packages were looked at
+    from gnome.database.engine import database_exists  # noqa: PLC0415 - after the packages were looked at
+    from gnome.database.store import Store  # noqa: PLC0415
 
     try:
         with Store.open(settings.database, read_only=True) as store:
@@ -63,11 +61,9 @@ def _database(settings: Settings) -> Iterator[Finding]:
             if unfinished is not None:
                 yield Finding("round", True, f"round {unfinished.number} is unfinished; gnome discover goes on with it")
     except GnomeError as error:
-        url = make_url(settings.database) if "://" in settings.database else None
-        path = settings.database if url is None else url.database if url.get_backend_name() == "sqlite" else None
-        fresh = path is not None and not Path(path).expanduser().exists()
-        advice = "" if fresh else "set GNOME_DATABASE_URL, or mend what is said"
-        yield Finding("database", fresh, f"none at {path} yet; gnome discover makes it" if fresh else str(error), advice)
+        fresh = not isinstance(error, InvalidInput) and not database_exists(settings.database)
+        advice = "gnome discover makes it" if fresh else "set GNOME_DATABASE_URL, or mend what is said"
+        yield Finding("database", fresh, str(error) if not fresh else "none yet", advice)
 
 
 def _ensembles(settings: Settings) -> Iterator[Finding]:

@@ -36,12 +36,7 @@ def import_crystals(workspace: Workspace, source: Path, *, method_name: str = ""
     Crystals that all come with energies join the hull of the method named; its elemental references are the lowest entry of each
     element among them and those imported under it before.  Crystals without energies are relaxed by the workspace's evaluator.
     """
-    unfinished = workspace.store.open_round()
-    if unfinished is not None:
-        raise RoundBusy(
-            f"round {unfinished.number} is unfinished, and an import would change what it works on; finish it with `gnome discover`, "
-            "or give it up with `gnome campaign abandon`"
-        )
+    _refuse_open_round(workspace)  # before the reading, which may take long; once more when no round can begin
     good: list[ReadCrystal] = []
     refused: list[Refusal] = []
     for item in read_crystals(source):
@@ -58,14 +53,34 @@ def import_crystals(workspace: Workspace, source: Path, *, method_name: str = ""
             for item in good
             if _energy(item) is None
         ]
-        with hold_round(workspace.store):
-            return _import_energies(workspace, with_energy, refused, method_name)
+    elif method_name and good:
+        raise InvalidInput(
+            f"{source}: --method {method_name!r} names the method of energies, and none of {len(good)} crystals comes with one; "
+            "leave it out to relax them"
+        )
     with hold_round(workspace.store):
+        _refuse_open_round(workspace)
+        if with_energy:
+            return _import_energies(workspace, with_energy, refused, method_name)
         return _import_structures(workspace, good, refused)
+
+
+def _refuse_open_round(workspace: Workspace) -> None:
+    unfinished = workspace.store.open_round()
+    if unfinished is not None:
+        raise RoundBusy(
+            f"round {unfinished.number} is unfinished, and an import would change what it works on; finish it with `gnome discover`, "
+            "or give it up with `gnome campaign abandon`"
+        )
 
 
 def _import_energies(workspace: Workspace, items: Sequence[ReadCrystal], refused: list[Refusal], name: str) -> Imported:
     method = Method(code="imported", functional=name)
+    lowest: dict[str, ReadCrystal] = {}
+    for item in sorted(items, key=lambda item: (_energy(item) or 0.0) + _correction(item), reverse=True):
+        lowest[item.crystal.id] = item
+    n_same = len(items) - len(lowest)
+    items = [item for item in items if lowest[item.crystal.id] is item]
     before = _references(workspace, (), method)
     references = _references(workspace, items, method)
     if moved := sorted(z for z, energy in before.energies.items() if references.energies[z] < energy - 1e-9):
@@ -95,7 +110,7 @@ def _import_energies(workspace: Workspace, items: Sequence[ReadCrystal], refused
             refused.append(Refusal(label=item.label, reason="implausible", message=str(error)))
     n = workspace.store.add_crystals(records)
     update_hull(workspace.store, method.label)
-    return Imported(n_imported=n, n_known=len(records) - n, refused=tuple(refused), method=method.label)
+    return Imported(n_imported=n, n_known=len(records) - n + n_same, refused=tuple(refused), method=method.label)
 
 
 def _references(workspace: Workspace, items: Iterable[ReadCrystal], method: Method) -> ElementalReferences:

@@ -4,8 +4,11 @@ First form: all crystals of the method (relaxed seeds and discoveries, and the u
 energy) are the training set, but for those with a formula of the shipped validation set, which decides.
 """
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from gnome.models.metrics import bootstrap, mean_absolute_error
 from gnome.models.recipes import EnsembleSettings, train_member
 from gnome.models.training import EpochRecord, Labelled, TrainSettings
 from gnome.quantities import Quantity
+from gnome.seeds import derived_seed
 from gnome.shipped import shipped_data
 from gnome.stability.method import Method
 from pipelines.screening import ScreeningSettings, fit_offset, predict_energies
@@ -104,10 +108,13 @@ def retrain(
     crystals, targets = training_examples(rows, current.elements)
     pack = PackedGraphs.from_crystals(crystals, current.members[0].settings.cutoff)
     train = Labelled(pack, torch.tensor(targets, dtype=torch.float32))
-    folder = workspace.settings.data_folder / "models" / f"round{number}"
     recipe = EnsembleSettings(
-        network=current.members[0].settings, train=replace(settings, seed=seed + 100 * number), members=len(current.members)
+        network=current.members[0].settings,
+        train=replace(settings, seed=derived_seed(seed, number)),
+        members=len(current.members),
     )
+    folder = workspace.settings.data_folder / "models"
+    states = folder / f"training-{_digest(current.model_id, method, asdict(recipe), [row.id for row in rows])}"
     nothing = Labelled(PackedGraphs.from_graphs([]), torch.zeros(0))
     with workspace.listener.stage("retraining", recipe.members * settings.epochs, "epochs") as count:
 
@@ -115,7 +122,7 @@ def retrain(
             count()
 
         members = [
-            train_member(i, recipe, train, nothing, initial=current.members[i], state_folder=folder, on_epoch=on_epoch)
+            train_member(i, recipe, train, nothing, initial=current.members[i], state_folder=states, on_epoch=on_epoch)
             for i in range(recipe.members)
         ]
     card = {
@@ -126,11 +133,15 @@ def retrain(
         "learnt_up_to_round": number,
         "trained_on": f"fine-tuned from {current.model_id} on {len(crystals)} crystals of {method} up to round {number}",
     }
-    path = folder / "structural.safetensors"
-    saved = save_ensemble(path, members, card)
-    for state in folder.glob("member*.pt"):
-        state.unlink()
+    saved = save_ensemble(folder / "structural-{sha256}.safetensors", members, card)
+    path = folder / f"structural-{saved['sha256'][:16]}.safetensors"
+    shutil.rmtree(states, ignore_errors=True)
     return _judge(workspace, path, saved, current, validation, rows, number)
+
+
+def _digest(*parts: Any) -> str:
+    """Name a training by all that decides it, so that what another left behind is not taken up."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _model_before(workspace: Workspace, number: int) -> StructuralEnsemble:

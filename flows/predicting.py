@@ -1,7 +1,6 @@
 """Files in, predictions or evaluations out, one row an input in its order; what is refused says why."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
 from gnome.crystals.writers import write_crystals
+from gnome.database.engine import database_exists
 from gnome.database.store import Store
-from gnome.errors import DatabaseUnavailable
 from gnome.models.ensemble import StructuralEnsemble
 from gnome.quantities import Quantity
 from gnome.shipped import shipped_data
@@ -68,16 +67,16 @@ def predict_files(settings: Settings, files: Sequence[Path], *, model: Path | No
 
 
 def current_weights(settings: Settings) -> Path:
-    """Weights of the structural ensemble in use; the shipped ones where there is no database."""
-    try:
-        opened = Store.open(settings.database, read_only=True)
-    except DatabaseUnavailable:
-        opened = None
-    with opened if opened is not None else nullcontext():
-        record = opened.current_model("structural") if opened is not None else None
-        if opened is None or record is None:
-            return shipped_data() / "ensembles" / "structural.safetensors"
-        return Workspace(opened, settings, settings.evaluator).model_path(record)
+    """Weights of the structural ensemble in use; the shipped ones where there is no database yet.
+
+    Raises DatabaseUnavailable when there is one that cannot be read: its ensemble may be another.
+    """
+    shipped = shipped_data() / "ensembles" / "structural.safetensors"
+    if not database_exists(settings.database):
+        return shipped
+    with Store.open(settings.database, read_only=True) as store:
+        record = store.current_model("structural")
+        return shipped if record is None else Workspace(store, settings, settings.evaluator).model_path(record)
 
 
 def evaluate_files(

@@ -10,13 +10,13 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from rich.console import Console
-from sqlalchemy import make_url
 
-from flows.progress import Bars
+from flows.progress import Bars, Silent
 from flows.reports import discoveries, products, round_lines
 from flows.settings import RoundSettings, Settings
 from flows.stages import Result, run_round, run_shard
 from flows.workspace import Workspace, open_workspace
+from gnome.database.engine import has_password
 from gnome.database.leases import join_round
 from gnome.database.records import RoundRecord
 from gnome.errors import DatabaseUnavailable
@@ -40,7 +40,9 @@ def _is_transient(_task: Any, _run: Any, state: Any) -> bool:
 )
 def shard_task(settings: dict[str, Any], evaluator: str, number: int, stage: str, shard: int, token: int | None) -> Result:
     """Run one shard of a stage; see `flows.stages.run_shard`."""
-    with open_workspace(Settings(**settings), evaluator=evaluator, listener=Bars(Console(stderr=True))) as workspace:
+    console = Console(stderr=True)
+    listener = Bars(console) if console.is_terminal else Silent()  # elsewhere Prefect's log says how far it is
+    with open_workspace(Settings(**settings), evaluator=evaluator, listener=listener) as workspace:
         if token is not None:
             join_round(workspace.store, token)
         return run_shard(workspace, number, stage, shard)
@@ -49,7 +51,7 @@ def shard_task(settings: dict[str, Any], evaluator: str, number: int, stage: str
 def settings_parameters(settings: Settings) -> dict[str, Any]:
     """Settings as parameters of a run; a database URL with a password stays in the environment, where each run reads it again."""
     plain = settings.model_dump(mode="json")
-    if settings.database_url and "://" in settings.database_url and make_url(settings.database_url).password is not None:
+    if settings.database_url and has_password(settings.database_url):
         del plain["database_url"]
     return plain
 
@@ -64,11 +66,11 @@ def run_as_task(workspace: Workspace, number: int, stage: str, shard: int) -> Re
 
 
 @flow(name="round", persist_result=True, result_serializer="json")
-def round_flow(settings: dict[str, Any], round_settings: dict[str, Any], campaign_until: int | None = None) -> dict[str, Any]:
+def round_flow(settings: dict[str, Any], round_settings: dict[str, Any]) -> dict[str, Any]:
     """Run one round and leave its table behind as artifacts; returns the round's summary."""
     wanted = RoundSettings.from_dict(round_settings)
     with open_workspace(Settings(**settings), evaluator=wanted.evaluator, resume=True) as workspace:
-        record = run_round(workspace, wanted, run=run_as_task, campaign_until=campaign_until)
+        record = run_round(workspace, wanted, run=run_as_task)
         leave_artifacts(workspace, record)
         return {"round": record.number, **(record.summary or {})}
 

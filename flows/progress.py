@@ -72,4 +72,4 @@ class Bars:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from flows.workspace import Workspace
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formula import reduced_formula
 from gnome.errors import InvalidInput
+from gnome.seeds import derived_seed
 from gnome.stability.hull import ConvexHull
 from pipelines.buildcell import BuildcellStructures, find_buildcell
 from pipelines.candidate import Candidate, Generator
@@ -62,7 +63,7 @@ def propose_structural(
     with workspace.listener.stage("proposing", n_total, "candidates") as count:
         for i, generator in enumerate(generators):
             share = n_total // 2 if i == 0 else n_total - sum(counts.values())
-            proposals = generator.propose(parents, limit=share, seed=settings.seed + number)
+            proposals = generator.propose(parents, limit=share, seed=derived_seed(settings.seed, number))
             counts[generator.name] = _store(workspace, proposals, number, count)
     return {**counts}
 
@@ -89,14 +90,16 @@ def propose_compositional(
             elements & model.elements,
             model,
             hull,
-            seed=settings.seed + number,
+            seed=derived_seed(settings.seed, number),
             known_formulas=workspace.store.known_formulas(hull.method, before_round=number),
             offset=offset,
         )
         limit = settings.n_formulas * settings.structures_per_formula
         with workspace.listener.stage("random structures", limit, "candidates") as count:
             proposals = pipeline.propose(
-                [dict(prediction.composition) for prediction in choice.chosen], limit=limit, seed=settings.seed + number
+                [dict(prediction.composition) for prediction in choice.chosen],
+                limit=limit,
+                seed=derived_seed(settings.seed, number),
             )
             n = _store(workspace, proposals, number, count)
         return {
@@ -118,7 +121,6 @@ def random_structures(workers: int) -> RandomStructures:
 def _store(workspace: Workspace, proposals: Iterator[Candidate], number: int, count: Counter) -> int:
     n = 0
     while chunk := list(islice(proposals, CHUNK)):
-        workspace.store.add_candidates([candidate_record(candidate, number) for candidate in chunk])
-        n += len(chunk)
+        n += workspace.store.add_candidates([candidate_record(candidate, number) for candidate in chunk])
         count(len(chunk))
     return n

@@ -16,6 +16,8 @@ def seed_if_empty(workspace: Workspace) -> int:
     """
     wanted = workspace.evaluator.method.label
     if workspace.store.hull_entries(wanted):
+        if workspace.store.has_unplaced(wanted):  # what stored them was killed before it told them where they stand
+            update_hull(workspace.store, wanted)
         return 0
     path = shipped_data() / "seeds.parquet"
     crystals, columns, metadata = read_shard(path)

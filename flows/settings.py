@@ -12,8 +12,8 @@ from typing import Any, Self
 from platformdirs import user_data_path
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
-from sqlalchemy import make_url
 
+from gnome.database.engine import sqlite_path
 from gnome.errors import InvalidInput
 
 GENERATORS = ("structural", "compositional", "both")
@@ -28,8 +28,8 @@ class Settings(BaseSettings):
     folder: Path | None = None
     evaluator: str = "chgnet"
     workers: int = Field(default=2, ge=1, le=256)
-    evaluation_seconds: float = Field(default=900.0, gt=0)
-    evaluation_memory_gb: float = Field(default=2.0, gt=0)
+    evaluation_seconds: float = Field(default=900.0, gt=0, le=1e8, allow_inf_nan=False)
+    evaluation_memory_gb: float = Field(default=2.0, gt=0, le=1e6, allow_inf_nan=False)
 
     @classmethod
     def settings_customise_sources(
@@ -52,12 +52,12 @@ class Settings(BaseSettings):
     def data_folder(self) -> Path:
         """Where models and references are kept: `folder`, else `NAME.files` beside a SQLite file, else in the user's data folder."""
         if self.folder is not None:
-            return self.folder.expanduser().absolute()
-        database = self.database
-        path = database if "://" not in database else make_url(database).database if database.startswith("sqlite") else None
-        if path and path != ":memory:":
-            return Path(path).expanduser().absolute().with_suffix(".files")
-        return user_data_path("gnome")
+            try:
+                return self.folder.expanduser().absolute()
+            except RuntimeError:
+                raise InvalidInput(f"folder {self.folder}: there is no such user") from None
+        path = sqlite_path(self.database)
+        return user_data_path("gnome") if path is None else path.with_suffix(".files")
 
 
 def refuse_misspelt_variables(names: Iterable[str]) -> None:

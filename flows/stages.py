@@ -41,23 +41,24 @@ ShardRunner = Callable[[Workspace, int, str, int], Result]
 
 
 def run_round(
-    workspace: Workspace, settings: RoundSettings, *, run: ShardRunner | None = None, campaign_until: int | None = None
+    workspace: Workspace, settings: RoundSettings, *, run: ShardRunner | None = None, campaign: Mapping[str, int] | None = None
 ) -> RoundRecord:
     """Run the next round, or go on with the one that was interrupted (with its own settings).
 
-    `run` runs one shard; by default in this process.  `campaign_until` is kept with a new round: the last round of its campaign.
+    `run` runs one shard; by default in this process.  `campaign` is kept with a new round: `campaign_until` (the last round of its
+    campaign) and `retrain_after`.
     Raises RoundBusy when another process runs a round on this database.
     """
     run = run or run_shard
     with hold_round(workspace.store):
-        record = workspace.store.open_round() or begin_round(workspace, settings, campaign_until=campaign_until)
+        record = workspace.store.open_round() or begin_round(workspace, settings, campaign=campaign)
         for stage in STAGES:
             for shard in range(n_shards(workspace, record.number, stage)):
                 run(workspace, record.number, stage, shard)
         return finish_round(workspace, record.number)
 
 
-def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign_until: int | None = None) -> RoundRecord:
+def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign: Mapping[str, int] | None = None) -> RoundRecord:
     """Start a round after checking that its elements and evaluator can be served."""
     seed_if_empty(workspace)
     workspace.register_shipped_models()
@@ -66,7 +67,7 @@ def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign_until
     model, hull = workspace.structural_model(), workspace.hull(method.label)
     allowed_elements(settings, model.elements, hull.elements, workspace.evaluator.elements)
     settings = replace(settings, evaluator=workspace.evaluator_name)
-    kept = {"method": method.label, "model": model.model_id, "campaign_until": campaign_until}
+    kept = {"method": method.label, "model": model.model_id, "campaign": dict(campaign or {})}
     return workspace.store.start_round({**settings.to_dict(), **kept}, settings.seed)
 
 
@@ -113,6 +114,18 @@ def finish_round(workspace: Workspace, number: int) -> RoundRecord:
     return workspace.store.finish_round(number, summarize(workspace, number))
 
 
+def abandon_round(workspace: Workspace) -> RoundRecord:
+    """Give up the unfinished round; what it answered is assessed and stays.  Raises InvalidInput when there is none."""
+    with hold_round(workspace.store):
+        unfinished = workspace.store.open_round()
+        if unfinished is None:
+            raise InvalidInput(f"{workspace.store.location} has no unfinished round")
+        number = unfinished.number
+        if workspace.ledger.state(number, "assess") != "done":
+            run_shard(workspace, number, "assess", 0)
+        return workspace.store.finish_round(number, summarize(workspace, number), failed=True)
+
+
 def summarize(workspace: Workspace, number: int) -> Result:
     """Counts, hit rate, failures, seconds by stage, and how far the filter was off (eV/atom) for what was evaluated."""
     seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
@@ -145,9 +158,7 @@ def summarize(workspace: Workspace, number: int) -> Result:
 def round_settings(workspace: Workspace, number: int) -> RoundSettings:
     """Settings that the round began with."""
     stored = dict(workspace.store.round(number).settings)
-    return RoundSettings.from_dict(
-        {name: value for name, value in stored.items() if name not in {"method", "model", "campaign_until"}}
-    )
+    return RoundSettings.from_dict({name: value for name, value in stored.items() if name not in {"method", "model", "campaign"}})
 
 
 def round_method(workspace: Workspace, number: int) -> str:

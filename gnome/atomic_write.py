@@ -20,7 +20,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        temporary.chmod(0o644)
+        mask = os.umask(0o077)  # asking for it is only possible by setting it
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

@@ -72,6 +72,13 @@ class LineWorker:
             return
         _end(process)
 
+    def kill(self) -> None:
+        """Kill the program and leave the rest to whoever waits for its answer; safe to call from another thread."""
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             self._process = _start(self._command, self._memory_limit, self._environment)

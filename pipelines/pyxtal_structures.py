@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -58,8 +59,12 @@ class PyXtalStructures:
         answers: dict[int, dict[str, Any] | WorkerLost] = {}
         waiting = iter(questions)  # each is taken by one thread: a list's iterator is safe under the interpreter's lock
 
+        stopped = threading.Event()
+
         def serve(worker: _Worker) -> None:
             for question in waiting:
+                if stopped.is_set():
+                    return
                 try:
                     answers[question["index"]] = worker.ask(question)
                 except WorkerLost as loss:
@@ -72,8 +77,10 @@ class PyXtalStructures:
             try:
                 for one in served:
                     one.result()
-            except BaseException:  # of an interruption, too: a question in the air must not meet the next one's answer
-                self.close()
+            except BaseException:  # of an interruption, too: what is being drawn is not waited for
+                stopped.set()
+                for worker in self._workers:
+                    worker.kill()
                 raise
         return answers
 
@@ -119,3 +126,7 @@ class _Worker:
     def close(self) -> None:
         self._line.close()
         self._is_ready = False
+
+    def kill(self) -> None:
+        """End the process from another thread; the thread that waits for its answer then meets its end."""
+        self._line.kill()

@@ -24,8 +24,10 @@ from gnome.quantities import Quantity
 
 
 def to_cif(item: ReadCrystal) -> str:
-    """CIF text in P1, with the item's label as its data block's comment."""
-    return str(CifWriter(to_structure(item.crystal)))
+    """CIF text in P1; its data block is named by formula and label."""
+    text = str(CifWriter(to_structure(item.crystal)))
+    name = re.sub(r"\W+", "_", item.label)[-60:] or "crystal"
+    return re.sub(r"(?m)^data_\S*", f"data_{item.crystal.reduced_formula}_{name}", text, count=1)
 
 
 def to_poscar(item: ReadCrystal) -> str:
@@ -97,7 +99,8 @@ def write_crystals(path: Path, items: Iterable[ReadCrystal], *, kind: str | None
         _write(path, _ONE[suffix](items[0]))
     elif suffix in _ONE:
         for number, item in enumerate(items, start=1):
-            _write(path / f"{number:06d}_{_file_name(item.label)}{suffix}", _ONE[suffix](item))
+            name = f"{number:06d}_{item.crystal.reduced_formula}_{_file_name(item.label)}"
+            _write(path / f"{name}{suffix}", _ONE[suffix](item))
     else:
         raise InvalidInput(
             f"{path}: no format is called {suffix or 'nothing'!r}; there are {', '.join([*_MANY, *_ONE, '.parquet'])}"

@@ -76,6 +76,8 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """Look at one consistent state."""
         with one_line_errors(self.engine.url), self.engine.connect() as connection:
+            if connection.dialect.name == "postgresql":  # SQLite's readers see one state anyway
+                connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
     @contextmanager

@@ -168,6 +168,12 @@ class CrystalStore(Database):
                 return
             last = page[-1].key
 
+    def has_unplaced(self, method: str) -> bool:
+        """Say whether a crystal of the method was never told its distance to the hull."""
+        statement = select(crystals.c.key).where(crystals.c.method == method, crystals.c.e_above_hull.is_(None)).limit(1)
+        with self.read() as connection:
+            return connection.execute(statement).first() is not None
+
     def hull_entries(self, method: str, *, before_round: int | None = None) -> list[HullEntry]:
         """Every crystal of a method as an entry of its hull, in the order of arrival.
 

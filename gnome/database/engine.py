@@ -45,9 +45,8 @@ def open_engine(url: str | URL, *, read_only: bool = False) -> Engine:
     """
     parsed = _parse(url)
     with one_line_errors(parsed):
-        engine = (
-            _sqlite_engine(parsed, read_only) if parsed.get_backend_name() == "sqlite" else _postgresql_engine(parsed, read_only)
-        )
+        path = sqlite_path(parsed)
+        engine = _postgresql_engine(parsed, read_only) if path is None else _sqlite_engine(path, read_only)
         with engine.connect() as connection:
             connection.exec_driver_sql("SELECT 1")
     return engine
@@ -72,7 +71,35 @@ def readable_url(url: URL) -> str:
     if url.get_backend_name() == "sqlite":
         database = str(url.database)
         return unquote(database.removeprefix("file://").split("?")[0]) if database.startswith("file:") else database
-    return url.render_as_string(hide_password=True)
+    return url.difference_update_query(["password"]).render_as_string(hide_password=True)
+
+
+def database_exists(url: str) -> bool:
+    """Say whether there is a database; False for a SQLite file that was not made yet, True for a server, whatever it holds."""
+    path = sqlite_path(url)
+    return path is None or path.exists()
+
+
+def sqlite_path(url: str | URL) -> Path | None:
+    """Find the file of a SQLite database; None for a server.  Raises InvalidInput when the URL is none of ours."""
+    parsed = _parse(url)
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    try:
+        path = Path(str(parsed.database)).expanduser().absolute()
+    except RuntimeError:
+        raise InvalidInput(f"database {parsed.database}: there is no such user") from None
+    if "\0" in str(path) or not path.name:
+        raise InvalidInput(f"{str(path)!r} is no name for a database file")
+    return path
+
+
+def has_password(url: str) -> bool:
+    """Say whether a database URL holds a password, before the host or among its options."""
+    if "://" not in url:
+        return False
+    parsed = _parse(url)
+    return parsed.password is not None or "password" in parsed.query
 
 
 def _first_line(error: DatabaseError | InterfaceError) -> str:
@@ -101,7 +128,7 @@ def _parse(url: str | URL) -> URL:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
     except (ArgumentError, NoSuchModuleError, ValueError):
-        shown = re.sub(r"//[^@/]*@", "//...@", str(url))  # there may be a password in it
+        shown = re.sub(r"//.*@|password=[^&]*", "...", str(url))  # there may be a password in it
         raise InvalidInput(f"{shown!r} is no database URL; expected sqlite:///PATH or postgresql://USER@HOST/NAME") from None
     if backend == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
@@ -112,8 +139,7 @@ def _parse(url: str | URL) -> URL:
     return parsed
 
 
-def _sqlite_engine(url: URL, read_only: bool) -> Engine:
-    path = Path(str(url.database)).expanduser().absolute()
+def _sqlite_engine(path: Path, read_only: bool) -> Engine:
     _refuse_network_file_system(path)
     if path.is_dir():
         raise DatabaseUnavailable(f"database {path}: is a folder, expected a file")

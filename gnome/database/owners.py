@@ -1,10 +1,12 @@
 """Who works on something: a process of a host, written `pid@host#start`.
 
-The start time of the process tells it from a later one that was given the same number.
+The start of the process tells it from a later one that was given the same number: on Linux the ticks since the machine started and the
+id of that start, which no change of the clock moves.
 """
 
 import os
 import socket
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
@@ -12,7 +14,7 @@ import psutil  # type: ignore[import-untyped]
 def this_process() -> str:
     """Name this process as an owner."""
     pid = os.getpid()
-    return f"{pid}@{socket.gethostname()}#{psutil.Process(pid).create_time():.2f}"
+    return f"{pid}@{socket.gethostname()}#{_start_of(pid)}"
 
 
 def is_dead(owner: str) -> bool:
@@ -26,11 +28,20 @@ def is_dead(owner: str) -> bool:
         return False
     try:
         found = psutil.Process(int(pid))
-        return bool(found.status() == psutil.STATUS_ZOMBIE or (started and f"{found.create_time():.2f}" != started))
+        return bool(found.status() == psutil.STATUS_ZOMBIE or (started and _start_of(int(pid)) != started))
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:
         return False
+
+
+def _start_of(pid: int) -> str:
+    """When a process began; raises psutil.NoSuchProcess."""
+    try:
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text()[:8]}-{ticks}"
+    except (OSError, IndexError):
+        return f"{psutil.Process(pid).create_time():.0f}"
 
 
 def readable_owner(owner: str) -> str:

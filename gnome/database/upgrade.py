@@ -38,7 +38,9 @@ def check_revision(engine: Engine) -> None:
         raise DatabaseUnavailable("the database is empty; `gnome discover` or `gnome import` fills it")
     if found != HEAD:
         _refuse_newer(found)
-        raise DatabaseUnavailable(f"the database has the form {found} of an older version; `gnome doctor` brings it to {HEAD}")
+        raise DatabaseUnavailable(
+            f"the database has the form {found} of an older version; `gnome discover` or `gnome import` brings it to {HEAD}"
+        )
 
 
 def upgrade(engine: Engine, target: str = HEAD) -> None:

@@ -41,7 +41,8 @@ def make_network(kind: str, settings: Mapping[str, Any]) -> Network:
 def save_ensemble(path: Path, members: Sequence[Network], card: Mapping[str, Any]) -> dict[str, Any]:
     """Write weights (`path`, .safetensors) and card (.json); returns the card as written.
 
-    Weights go first and under a temporary name, so a kill leaves either the old pair, or weights whose hash the old card does not name.
+    `{sha256}` in the file's name stands for the first 16 digits of the weights' hash.  Weights go first and under a temporary name, so a
+    kill leaves either the old pair, or weights whose hash the old card does not name.
     """
     tensors = {
         f"{i}.{name}": tensor.detach().to("cpu", torch.float16).contiguous()
@@ -57,6 +58,7 @@ def save_ensemble(path: Path, members: Sequence[Network], card: Mapping[str, Any
         "n_members": len(members),
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
+    path = path.with_name(path.name.replace("{sha256}", full_card["sha256"][:16]))
     with atomic_write(path) as temporary:
         temporary.write_bytes(blob)
     with atomic_write(path.with_suffix(".json")) as temporary:

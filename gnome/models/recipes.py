@@ -10,13 +10,14 @@ from gnome.models.checkpoint import Network, make_network
 from gnome.models.compositional import CompositionalSettings
 from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, Labelled, TrainSettings, fit
+from gnome.seeds import derived_seed
 
 NetworkSettings = StructuralSettings | CompositionalSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleSettings:
-    """Shape of the members, how each is trained, and how many there are; member i trains with seed `train.seed + i`."""
+    """Shape of the members, how each is trained, and how many there are; each member's seed is derived from `train.seed`."""
 
     network: NetworkSettings
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -35,7 +36,7 @@ def train_member(
     compile_network: bool = False,
 ) -> Network:
     """Train one member on the device of its data, from `initial`'s weights when given (they are not changed)."""
-    seed = settings.train.seed + index
+    seed = derived_seed(settings.train.seed, index)
     torch.manual_seed(seed)
     kind = "structural" if isinstance(settings.network, StructuralSettings) else "compositional"
     network = make_network(kind, vars(settings.network))

@@ -5,6 +5,7 @@ function of (seed, epoch) alone, so a resumed run repeats the broken one exactly
 """
 
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -208,8 +209,10 @@ class _Trainer:
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(record) for record in self.history],
         }
+        blob = io.BytesIO()  # a full disk must be an OSError, which torch's own writer does not raise
+        torch.save(state, blob)
         with atomic_write(path) as temporary:
-            torch.save(state, temporary)
+            temporary.write_bytes(blob.getbuffer())
 
     def load(self, path: Path) -> None:
         """Take up a saved run; raises InvalidCheckpoint when the file is damaged or was saved under other settings."""
