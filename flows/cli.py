@@ -6,7 +6,9 @@ Exit codes: 0 done, 1 failed, 2 bad usage or unusable input, 130 interrupted.  E
 
 import json
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -53,9 +55,12 @@ def _plain(value: Any) -> Any:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Make a console; what goes to a file is not folded to the width of a terminal that is not there."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=160)
+    """Make a console; what goes to a file is not folded to the width of a terminal that is not there.
+
+    Brackets are printed as they are: labels and paths may hold some.
+    """
+    console = Console(stderr=stderr, markup=False, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, width=160, markup=False, highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,33 +75,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, value in _QUIET_PREFECT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", "No Pauling electronegativity", UserWarning)  # pymatgen, on the noble gases
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # what a batch system sends when the time is up
     try:
         refuse_misspelt_variables(os.environ)
         app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
-    except InvalidInput as error:
-        _fail(str(error), 2)
-    except ValidationError as error:  # of our settings; whatever else validates raises errors of this project
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        shown = f" is {first['input']!r}" if name in Settings.model_fields and name != "database_url" else ""  # no passwords
-        _fail(f"settings: {name}{shown}: {first['msg']}; see the GNOME_... variables and gnome.toml", 2)
-    except TOMLDecodeError as error:
-        _fail(f"gnome.toml cannot be read: {error}", 2)
-    except UnicodeError as error:  # of gnome.toml, or of an argument that the shell passed on as it was
-        _fail(f"text that is not UTF-8, in gnome.toml or on the command line: {error}", 2)
-    except GnomeError as error:
-        _fail(str(error), 1)
-    except OSError as error:
-        _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+    except (GnomeError, ValidationError, TOMLDecodeError, UnicodeError, OSError) as error:
+        sys.stderr.write("gnome: " + " ".join(_line_of(error).split()) + "\n")
+        bad_usage = isinstance(error, InvalidInput | ValidationError | TOMLDecodeError | UnicodeError)
+        raise SystemExit(2 if bad_usage else 1) from None
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
             sys.stderr.write("\ngnome: interrupted; what was answered is kept, run the same command again to go on\n")
         raise
 
 
-def _fail(message: str, code: int) -> None:
-    sys.stderr.write("gnome: " + " ".join(message.split()) + "\n")
-    raise SystemExit(code) from None
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _line_of(error: Exception) -> str:
+    """Say a deliberate error, or one of the surroundings, in one line."""
+    if isinstance(error, ValidationError):  # of our settings; whatever else validates raises errors of this project
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        shown = f" is {first['input']!r}" if name in Settings.model_fields and name != "database_url" else ""  # no passwords
+        return f"settings: {name}{shown}: {first['msg']}; see the GNOME_... variables and gnome.toml"
+    if isinstance(error, TOMLDecodeError):
+        return f"gnome.toml cannot be read: {error}"
+    if isinstance(error, UnicodeError):  # of gnome.toml, or of an argument that the shell passed on as it was
+        return f"text that is not UTF-8, in gnome.toml or on the command line: {error}"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'standard output'}: {error.strerror or error}"
+    return str(error)
 
 
 if __name__ == "__main__":  # as `python -m flows.cli`: under the name that the commands register with

@@ -1,14 +1,18 @@
 """Commands that read and fill the database: query, show, import, export."""
 
 import csv
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from flows.cli import app, make_console, print_json
 from flows.settings import Settings
+from gnome.atomic_write import atomic_write
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
 
@@ -26,7 +30,13 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 @app.command("query")
 def query_command(
-    where: Annotated[str, typer.Argument(metavar="FILTER", help="OPTIMADE filter; all crystals when empty.")] = "",
+    where: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILTER",
+            help="OPTIMADE filter; all crystals when empty. Fields of ours: _gnome_origin, _gnome_round, _gnome_e_above_hull, ...",
+        ),
+    ] = "",
     sort: Annotated[str, typer.Option(help="Fields, by commas; a leading '-' sorts downwards.")] = Quantity.E_ABOVE_HULL.value,
     limit: Annotated[int, typer.Option(help="Most rows to answer.", max=10**9)] = 100,
     form: Annotated[str, typer.Option("--format", help="table, json, csv, cif or extxyz.")] = "table",
@@ -118,20 +128,27 @@ def show_command(
         shown = products(stored.row) if name == Quantity.DECOMPOSES_TO else value
         if shown or shown == 0:
             unit = f" {_UNITS[name]}" if name in _UNITS else ""
-            console.print(
-                f"[bold]{name:>26}[/bold]  {f'{shown:.5g}' if isinstance(shown, float) else shown}{unit}", highlight=False
-            )
-    lengths = [f"{sum(x * x for x in row) ** 0.5:.4f}" for row in stored.crystal.lattice]
-    console.print(f"[bold]{'cell lengths':>26}[/bold]  {' '.join(lengths)} angstrom", highlight=False)
+            console.print(f"{name:>26}", style="bold", end="  ")
+            console.print(f"{f'{shown:.5g}' if isinstance(shown, float) else shown}{unit}", soft_wrap=True)
+    lengths, angles = cell_parameters(stored.crystal.lattice)
+    for name, values in (("cell lengths", f"{lengths} angstrom"), ("cell angles", f"{angles} degrees")):
+        console.print(f"{name:>26}", style="bold", end="  ")
+        console.print(values)
     for symbol, coords in zip(stored.crystal.symbols, stored.crystal.frac_coords, strict=True):
         console.print(f"{symbol:>26}  " + " ".join(f"{round(x % 1.0, 5) % 1.0:9.5f}" for x in coords), highlight=False)
     for depth, step in enumerate(chain):
         made = step.get("made_by")
         how = f"{made['generator']} {made['parameters']}, seed {made['seed']}" if made else step["source"] or step["origin"]
         arrow = "" if depth == 0 else "from "
-        console.print(
-            f"{'  ' * depth}{arrow}[bold]{step['reduced_formula']}[/bold] {step['id']} ({step['origin']}): {how}", highlight=False
-        )
+        console.print(f"{'  ' * depth}{arrow}{step['reduced_formula']} {step['id']} ({step['origin']}): {how}", soft_wrap=True)
+
+
+def cell_parameters(lattice: NDArray[np.float64]) -> tuple[str, str]:
+    """Spell lengths and angles of a cell."""
+    lengths = np.linalg.norm(lattice, axis=1)
+    unit = lattice / lengths[:, None]
+    angles = np.degrees(np.arccos([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]]))
+    return " ".join(f"{length:.4f}" for length in lengths), " ".join(f"{angle:.3f}" for angle in angles)
 
 
 @app.command("import")
@@ -157,12 +174,13 @@ def import_command(
     settings = Settings()
     console = make_console(stderr=True)
     if report is not None:
-        report.write_text("")  # a report that cannot be written is said before the hours of work
+        check_report(report, source)
     with open_workspace(settings, evaluator=evaluator or None, listener=Bars(console)) as workspace:
         done = import_crystals(workspace, source, method_name=method)
     lines = [f"{refusal.label}: {refusal.reason}: {refusal.message}" for refusal in done.refused]
     if report is not None:
-        report.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+        with atomic_write(report) as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     if as_json:
         print_json({"imported": done.n_imported, "known": done.n_known, "refused": lines, "method": done.method})
         raise typer.Exit(0 if done.n_imported or done.n_known else 1)
@@ -176,6 +194,14 @@ def import_command(
     )
     if not done.n_imported and not done.n_known:
         raise typer.Exit(1)
+
+
+def check_report(report: Path, source: Path) -> None:
+    """Refuse a report that could not be written or would replace what is imported, before the hours of work."""
+    if report.is_dir() or not report.parent.is_dir() or not os.access(report.parent, os.W_OK):
+        raise InvalidInput(f"--report {report}: no file that can be written")
+    if report.resolve() == source.resolve() or source.resolve() in report.resolve().parents:
+        raise InvalidInput(f"--report {report}: would stand among what is imported; name another place")
 
 
 @app.command("export")

@@ -13,13 +13,14 @@ campaign_app = typer.Typer(help="Run several rounds with learning in between, at
 app.add_typer(campaign_app, name="campaign")
 
 _DEFAULTS = RoundSettings()
+SCREENED_PER_EVALUATION = _DEFAULTS.n_screened // _DEFAULTS.budget
 
 Elements = Annotated[str | None, typer.Option(help="Only these elements, by commas: Li,O; all when not given.")]
 Generator = Annotated[str, typer.Option(help="structural, compositional or both.")]
 EvaluatorName = Annotated[str, typer.Option(help="chgnet, emt, gpaw, recorded:FILE ... ; GNOME_EVALUATOR when not given.")]
 Budget = Annotated[int, typer.Option(help="Evaluations in a round.")]
 Candidates = Annotated[int, typer.Option(help="Candidates to propose; with both pipelines, half of them structural.")]
-Screened = Annotated[int, typer.Option(help="Candidates that get the full filter.")]
+Screened = Annotated[int | None, typer.Option(help="Candidates that get the full filter; 25 for each evaluation when not given.")]
 Formulas = Annotated[int, typer.Option(help="Formulas that the compositional pipeline searches.")]
 Seed = Annotated[int, typer.Option(help="The same seed on an empty database gives the same result.")]
 Rounds = Annotated[int, typer.Option(help="Rounds to run.")]
@@ -29,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 def _round_settings(
     settings: Settings, elements: str | None, generator: str, evaluator: str,
-    budget: int, candidates: int, screened: int, formulas: int, seed: int,
+    budget: int, candidates: int, screened: int | None, formulas: int, seed: int,
 ) -> RoundSettings:  # fmt: skip
     symbols = () if elements is None else tuple(symbol.strip() for symbol in elements.split(","))
     if not all(symbols):
@@ -40,7 +41,7 @@ def _round_settings(
         evaluator=evaluator or settings.evaluator,
         budget=budget,
         n_candidates=candidates,
-        n_screened=screened,
+        n_screened=SCREENED_PER_EVALUATION * budget if screened is None else screened,
         n_formulas=formulas,
         seed=seed,
     )
@@ -53,7 +54,7 @@ def discover(
     evaluator: EvaluatorName = "",
     budget: Budget = _DEFAULTS.budget,
     candidates: Candidates = _DEFAULTS.n_candidates,
-    screened: Screened = _DEFAULTS.n_screened,
+    screened: Screened = None,
     formulas: Formulas = _DEFAULTS.n_formulas,
     seed: Seed = 0,
     as_json: Json = False,
@@ -68,10 +69,9 @@ def discover(
     from flows.stages import run_round  # noqa: PLC0415
     from flows.workspace import open_workspace  # noqa: PLC0415
 
-    console = make_console(stderr=as_json)
-    with open_workspace(settings, evaluator=wanted.evaluator, listener=Bars(console), resume=True) as workspace:
+    with open_workspace(settings, evaluator=wanted.evaluator, listener=Bars(make_console(stderr=True)), resume=True) as workspace:
         record = run_round(workspace, wanted)
-        report_round(workspace.store, record, console, as_json=as_json)
+        report_round(workspace.store, record, make_console(), as_json=as_json)
 
 
 def report_round(store: Any, record: Any, console: Console, *, as_json: bool) -> None:
@@ -83,7 +83,8 @@ def report_round(store: Any, record: Any, console: Console, *, as_json: bool) ->
         print_json({"round": record.number, "summary": record.summary, "discoveries": rows, "database": store.location})
         return
     shown = rows[:25]
-    console.print(discovery_table(shown, f"New crystals of round {record.number} ({len(shown)} of {len(rows)}, deepest first)"))
+    title = f"New crystals of round {record.number} ({len(shown)} of {len(rows)}, those nearest to the hull and deepest first)"
+    console.print(discovery_table(shown, title, width=console.width))
     console.print()
     console.print(stage_table(record.summary))
     console.print()
@@ -93,6 +94,7 @@ def report_round(store: Any, record: Any, console: Console, *, as_json: bool) ->
     example = rows[0]["id"] if rows else "ID"
     console.print("Next:", highlight=False)
     for command in (
+        f"gnome query '_gnome_round = {record.number}' --sort decomposition_energy",
         """gnome query 'elements HAS "O" AND _gnome_e_above_hull < 0.05' --format json""",
         f"gnome show {example} --lineage",
         "gnome campaign run --rounds 3",
@@ -108,7 +110,7 @@ def campaign_run(
     evaluator: EvaluatorName = "",
     budget: Budget = _DEFAULTS.budget,
     candidates: Candidates = _DEFAULTS.n_candidates,
-    screened: Screened = _DEFAULTS.n_screened,
+    screened: Screened = None,
     formulas: Formulas = _DEFAULTS.n_formulas,
     seed: Seed = 0,
     retrain_after: RetrainAfter = 80,
@@ -160,9 +162,8 @@ def _campaign(
     from flows.progress import Bars  # noqa: PLC0415
     from flows.workspace import open_workspace  # noqa: PLC0415
 
-    console = make_console(stderr=as_json)
     asked = None if resume else wanted.evaluator
-    with open_workspace(settings, evaluator=asked, listener=Bars(console), resume=True) as workspace:
+    with open_workspace(settings, evaluator=asked, listener=Bars(make_console(stderr=True)), resume=True) as workspace:
         _ = workspace.evaluator  # what cannot be opened or made is said before Prefect starts
         if resume:
             latest_round(workspace)
@@ -174,7 +175,7 @@ def _campaign(
         from flows.campaign import run_here  # noqa: PLC0415
 
         run_here(settings, wanted, limits, resume=resume)
-    _print_status(settings, console, as_json=as_json)
+    _print_status(settings, make_console(), as_json=as_json)
 
 
 @campaign_app.command("status")
@@ -209,7 +210,7 @@ def campaign_schedule(
     evaluator: EvaluatorName = "",
     budget: Budget = _DEFAULTS.budget,
     candidates: Candidates = _DEFAULTS.n_candidates,
-    screened: Screened = _DEFAULTS.n_screened,
+    screened: Screened = None,
     formulas: Formulas = _DEFAULTS.n_formulas,
     seed: Seed = 0,
     retrain_after: RetrainAfter = 80,

@@ -71,7 +71,10 @@ def _print_rows(rows: list[dict[str, Any]], names: tuple[Quantity, ...]) -> None
     for row in rows:
         cells = [row["input"], *(row.get(name) for name in names)]
         table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell or "") for cell in cells))
-    make_console().print(table)
+    console = make_console()
+    console.print(table)
+    methods = sorted({str(row[Quantity.METHOD]) for row in rows if row.get(Quantity.METHOD)})
+    console.print(f"energies in eV/atom under {', '.join(methods) or 'no method'}")
 
 
 @app.command("train")
@@ -118,7 +121,7 @@ def train_command(
 
 
 @app.command("doctor")
-def doctor_command(as_json: Json = False) -> None:
+def doctor_command(as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False) -> None:
     """Check the installation: versions, device, database, ensembles, evaluators; each OK or what to do.
 
     gnome doctor
@@ -131,8 +134,8 @@ def doctor_command(as_json: Json = False) -> None:
     else:
         console = make_console()
         for finding in findings:
-            mark = "[green]OK[/green]  " if finding.ok else "[red]fix[/red] "
             advice = f"; {finding.advice}" if finding.advice else ""
-            console.print(f"{mark} {finding.name:<24} {finding.found}{advice}", highlight=False, soft_wrap=True)
+            console.print("OK  " if finding.ok else "fix ", style="green" if finding.ok else "red", end=" ")
+            console.print(f"{finding.name:<24} {finding.found}{advice}", soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gnome.crystals.formats import ReadCrystal
-from gnome.crystals.writers import write_crystals
+from gnome.crystals.writers import check_target, write_crystals
 from gnome.database.query import query
 from gnome.database.store import Store
 from gnome.errors import InvalidInput
@@ -18,8 +18,7 @@ _COLUMNS = (
 
 def export_crystals(store: Store, out: Path, where: str = "") -> int:
     """Write the crystals that a filter matches; the ending of `out` chooses the format.  Returns how many."""
-    if not out.name:
-        raise InvalidInput(f"{str(out)!r} is no name for a file or folder to write")
+    check_target(out)
     rows = query(store, where, sort=Quantity.ID, with_crystals=True)
     if not rows:
         raise InvalidInput(f"no crystal matches {where!r}; nothing was written")

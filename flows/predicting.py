@@ -11,7 +11,7 @@ from flows.workspace import Workspace, evaluator_of
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
-from gnome.crystals.writers import write_crystals
+from gnome.crystals.writers import check_target, write_crystals
 from gnome.database.engine import database_exists
 from gnome.database.store import Store
 from gnome.models.ensemble import StructuralEnsemble
@@ -82,7 +82,9 @@ def current_weights(settings: Settings) -> Path:
 def evaluate_files(
     settings: Settings, files: Sequence[Path], *, evaluator: str, out: Path | None, listener: Listener
 ) -> list[Row]:
-    """Relax every crystal of the files."""
+    """Relax every crystal of the files; an interruption writes what was relaxed."""
+    if out is not None:
+        check_target(out)
     runner = evaluator_of(settings, evaluator)
     rows, usable = read_rows(files)
     waiting = {f"{i}": crystal for i, (_, crystal) in enumerate(usable)}

@@ -47,14 +47,18 @@ def _ignore(n: int = 1) -> None:
 
 
 class Bars:
-    """Shows a bar a stage on a terminal, and nothing but finished stages elsewhere."""
+    """Shows a bar a stage on a terminal, and a line when a stage begins elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._last = ""
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Counter]:
         """Show a bar until the stage is done."""
+        if not self.console.is_terminal and name != self._last:  # a stage in several shards is one to people
+            self.say(f"{name} ...")
+        self._last = name
         columns = (
             TextColumn("{task.description:<28}"),
             BarColumn(24),

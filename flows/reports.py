@@ -3,8 +3,8 @@
 Nothing here needs a model, an evaluator or Prefect, so queries stay quick.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from rich.table import Table
 
@@ -20,8 +20,9 @@ HULL_NOTE = (
 
 
 def discoveries(store: Store, number: int, *, limit: int | None = None) -> list[dict[str, Any]]:
-    """New crystals of a round, the deepest below or nearest to the hull first; parents by formula."""
-    rows = query(store, f"_gnome_round = {number}", sort=Quantity.DECOMPOSITION_ENERGY, limit=limit)
+    """New crystals of a round, those nearest to the hull first and among them the deepest; parents by formula."""
+    sort = f"{Quantity.E_ABOVE_HULL},{Quantity.DECOMPOSITION_ENERGY}"
+    rows = query(store, f"_gnome_round = {number}", sort=sort, limit=limit)
     parents = store.crystals_by_id({row[Quantity.PARENT] for row in rows if row[Quantity.PARENT]})
     for row in rows:
         found = parents.get(row[Quantity.PARENT] or "")
@@ -35,38 +36,36 @@ def products(row: Mapping[str, Any]) -> str:
     return " + ".join(f"{share['fraction']:.2f} {share['reduced_formula']}" for share in shares)
 
 
-def discovery_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """One line a crystal."""
+_WIDE: Final = 130
+"""Characters that all columns of the table of discoveries need."""
+
+
+def discovery_table(rows: Sequence[Mapping[str, Any]], title: str, *, width: int = _WIDE) -> Table:
+    """One line a crystal; a narrow terminal gets the columns that say most."""
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "id": lambda row: str(row[Quantity.ID]),
+        "formula": lambda row: str(row[Quantity.REDUCED_FORMULA]),
+        "prototype": lambda row: str(row[Quantity.PROTOSTRUCTURE] or "").split(":", 1)[0],
+        "space group": lambda row: str(row[Quantity.SPACE_GROUP_NUMBER] or ""),
+        "e_form": lambda row: _number(row[Quantity.E_FORM_PER_ATOM]),
+        "above hull": lambda row: _number(row[Quantity.E_ABOVE_HULL]),
+        "against others": lambda row: _number(row[Quantity.DECOMPOSITION_ENERGY]),
+        "parent": lambda row: str(row.get("parent_formula") or row.get(Quantity.PARENT) or ""),
+        "decomposes against": products,
+    }
+    if width < _WIDE:
+        columns = {name: cell for name, cell in columns.items() if name not in {"prototype", "space group", "parent"}}
     numbers = {"space group", "e_form", "above hull", "against others"}
-    for name in (
-        "id",
-        "formula",
-        "prototype",
-        "space group",
-        "e_form",
-        "above hull",
-        "against others",
-        "parent",
-        "decomposes against",
-    ):
+    for name in columns:
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold", no_wrap=name in {"id", "formula"})
     table.caption = (
-        "e_form, above hull (e_above_hull) and against others (decomposition_energy: below 0 is stable by as much) in eV/atom"
+        "eV/atom; above hull: e_above_hull after the round; against others: decomposition_energy, below 0 when it lies so far below "
+        "what all other compositions make (its e_form, where these are only the elements)"
     )
     table.caption_justify = "left"
     for row in rows:
-        table.add_row(
-            str(row[Quantity.ID]),
-            str(row[Quantity.REDUCED_FORMULA]),
-            str(row[Quantity.PROTOSTRUCTURE] or "").split(":", 1)[0],
-            str(row[Quantity.SPACE_GROUP_NUMBER] or ""),
-            _number(row[Quantity.E_FORM_PER_ATOM]),
-            _number(row[Quantity.E_ABOVE_HULL]),
-            _number(row[Quantity.DECOMPOSITION_ENERGY]),
-            str(row.get("parent_formula") or row.get(Quantity.PARENT) or ""),
-            products(row),
-        )
+        table.add_row(*(cell(row) for cell in columns.values()))
     return table
 
 
@@ -94,8 +93,11 @@ def round_lines(record: RoundRecord) -> list[str]:
         ),
         f"Hit rate {rate}: {summary['n_hits']} of {n} evaluations converged to a new crystal within 1 meV/atom of the hull "
         f"before the round, or below it ({summary['n_converged']} converged, {summary['n_novel']} of them new"
-        + (f"; failures: {failures})." if failures else ")."),
+        + (f"; failures: {failures})." if failures else ").")
+        + f" On the hull after the round lie {summary['n_stable']} of them.",
     ]
+    if summary["prediction_mae"] is not None:
+        lines.append(f"The filter was off by {summary['prediction_mae']:.3f} eV/atom on average for what was evaluated.")
     if summary["offset_note"]:
         lines.append(f"Filter: {summary['offset_note']}.")
     return [*lines, f"Mind: {HULL_NOTE}."]

@@ -22,10 +22,11 @@ from flows.seeding import seed_if_empty
 from flows.settings import RoundSettings
 from flows.workspace import Workspace
 from gnome.database.leases import hold_round
+from gnome.database.query import count as count_crystals
 from gnome.database.records import RoundRecord
 from gnome.errors import EvaluatorUnavailable, InvalidInput, RoundBusy
 from gnome.models.ensemble import StructuralEnsemble
-from gnome.quantities import Quantity
+from gnome.quantities import STABLE_TOLERANCE, Quantity
 from pipelines.candidate import Candidate
 from pipelines.offset import Offset
 from pipelines.screening import Prediction, ScreeningSettings, fit_offset, screen
@@ -146,6 +147,7 @@ def summarize(workspace: Workspace, number: int) -> Result:
         "n_converged": sum(record.converged for record in evaluations),
         "n_novel": sum(bool(record.novel) for record in evaluations),
         "n_hits": len(hits),
+        "n_stable": count_crystals(workspace.store, f"_gnome_round = {number} AND _gnome_e_above_hull <= {STABLE_TOLERANCE}"),
         "hit_rate": len(hits) / len(evaluations) if evaluations else None,
         "prediction_mae": float(np.mean(errors)) if errors else None,
         "failures": workspace.store.failures_of_round(number),

@@ -45,6 +45,7 @@ class CifLimits:
 
 def split_blocks(text: str) -> list[str]:
     """Split a CIF into those of its data blocks that list atoms; all of it when there is none."""
+    text = re.sub(r"(?mi)^[ \t]*data_", "data_", text)  # the standard allows capitals, pymatgen does not
     blocks = re.split(r"(?m)^(?=data_)", text)
     return [block for block in blocks if "_atom_site_" in block] or [text]
 

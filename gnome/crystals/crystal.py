@@ -37,7 +37,10 @@ class Crystal:
     def __post_init__(self) -> None:
         """Copy into frozen arrays and check their shapes."""
         lattice = np.array(self.lattice, dtype=np.float64)
-        numbers = np.array(self.atomic_numbers, dtype=np.int64)
+        numbers = np.array(self.atomic_numbers)
+        if numbers.dtype.kind not in "iu" and numbers.size:
+            raise InvalidCrystal("malformed", f"atomic numbers are integers, got {numbers.ravel()[:4].tolist()}")
+        numbers = numbers.astype(np.int64)
         coords = np.array(self.frac_coords, dtype=np.float64)
         if lattice.shape != (3, 3):
             raise InvalidCrystal("malformed", f"a lattice has shape (3, 3), got {lattice.shape}")

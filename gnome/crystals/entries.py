@@ -35,12 +35,31 @@ def read_entry(record: Any, *, max_atoms: int) -> tuple[Crystal, dict[str, Any]]
         if isinstance(value, str | int | float)
     }
     for name, quantity in (("energy", Quantity.ENERGY_PER_ATOM), ("correction", Quantity.CORRECTION_PER_ATOM)):
-        if isinstance(record.get(name), int | float):
-            fields[str(quantity)] = record[name] / crystal.n_atoms
+        if record.get(name) is None:
+            continue
+        if not isinstance(record[name], int | float) or isinstance(record[name], bool):
+            raise InvalidCrystal("energy", f"{name} is {str(record[name])[:60]!r}, expected a number")
+        fields[str(quantity)] = record[name] / crystal.n_atoms
+    if record.get("energy") is not None and record.get("composition") is not None:
+        _check_composition(record["composition"], crystal)
     parameters = record.get("parameters")
     if isinstance(parameters, dict) and isinstance(parameters.get("run_type"), str):
         fields["run_type"] = parameters["run_type"]
     return crystal, fields
+
+
+def _check_composition(composition: Any, crystal: Crystal) -> None:
+    """Refuse an entry whose energy is of other atoms than its structure has."""
+    found = {symbol: crystal.symbols.count(symbol) for symbol in dict.fromkeys(crystal.symbols)}
+    try:
+        stated: dict[str, float] = {}
+        for name, amount in composition.items():
+            symbol = name.rstrip("0123456789.+-") if isinstance(name, str) else str(name)  # pymatgen may add a charge
+            stated[symbol] = stated.get(symbol, 0.0) + float(amount)
+    except (AttributeError, TypeError, ValueError):
+        raise InvalidCrystal("malformed", f"composition is {str(composition)[:60]!r}, expected amounts by symbol") from None
+    if stated != found:
+        raise InvalidCrystal("formula_mismatch", f"the energy is of {stated}, the structure has {found}")
 
 
 def _structure_record(record: Any, max_atoms: int) -> Crystal:

@@ -14,7 +14,6 @@ import json
 import math
 import re
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +23,12 @@ import ase.io
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pymatgen.io.vasp import Poscar
 
 from gnome.crystals.cif import CifLimits, read_block, split_blocks
-from gnome.crystals.convert import from_atoms, from_structure
+from gnome.crystals.convert import from_atoms
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.entries import NUMERIC_FIELDS, check_count, read_entry
+from gnome.crystals.poscar import read_poscar
 from gnome.crystals.validity import DEFAULT_GATE, GateSettings, check_crystal
 from gnome.errors import InvalidCrystal, InvalidInput
 from gnome.quantities import Quantity
@@ -107,6 +106,7 @@ def read_crystals(
         raise InvalidInput(f"{path}: no such file or folder")
     count = 0
     for file in _files(path):
+        before = count
         for label, make in _drafts(file, limits):
             count += 1
             if count > limits.max_structures:
@@ -115,6 +115,8 @@ def read_crystals(
                 )
                 return
             yield _item(label, make, limits, gate, elements)
+        if count == before:
+            yield Refusal(label=str(file), reason="empty", message="holds no structure")
 
 
 def _item(
@@ -124,13 +126,14 @@ def _item(
     gate: GateSettings,
     elements: frozenset[int] | None,
 ) -> ReadItem:
+    label = printable(label, 2 * MAX_LABEL)
     try:
         crystal, fields = make()
         check_crystal(crystal, gate, elements=elements)
         _check_energies(fields, limits)
     except InvalidCrystal as error:
         return Refusal(label=label, reason=error.reason, message=" ".join(str(error).split()))
-    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, OSError, RecursionError, MemoryError) as error:
+    except Exception as error:  # whatever a library raises over a file is the file's fault, and costs this structure alone
         text = " ".join(str(error).split())[:200] or type(error).__name__
         return Refusal(label=label, reason="malformed", message=f"cannot be read ({text}); check the file")
     return ReadCrystal(label=label, crystal=crystal, fields=fields)
@@ -223,7 +226,7 @@ def _text(path: Path) -> str:
     if b"\0" in raw:
         raise InvalidCrystal("not_text", "the file holds zero bytes, so it is no text; is it the right one?")
     try:
-        return raw.decode()
+        return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise InvalidCrystal("not_text", f"the file is not text ({error}); is it the right one?") from None
 
@@ -243,21 +246,7 @@ def _cif(text: str, limits: ReadLimits) -> Crystal:
 
 def _read_poscar(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
     text = _text(path)
-    yield str(path), lambda: (_poscar(text, limits), {})
-
-
-def _poscar(text: str, limits: ReadLimits) -> Crystal:
-    for line in text.splitlines()[5:7]:
-        counts = line.split("!")[0].split()
-        if counts and all(re.fullmatch(r"\d{1,18}", count) for count in counts):
-            check_count(sum(int(count) for count in counts), limits.max_atoms)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # pymatgen makes up elements that the file does not name, with a warning
-            structure = Poscar.from_str(text, read_velocities=False).structure
-    except UserWarning as warning:
-        raise InvalidCrystal("malformed", f"POSCAR without usable element names ({warning}); add the line of symbols") from None
-    return from_structure(structure)
+    yield str(path), lambda: (read_poscar(text, max_atoms=limits.max_atoms), {})
 
 
 def _read_extxyz(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
@@ -273,7 +262,14 @@ def _read_extxyz(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
                 yield label, _refuse(lost)
                 return
             n_atoms = int(header)
-            check_count(n_atoms, limits.max_atoms)
+            try:
+                check_count(n_atoms, limits.max_atoms)
+            except InvalidCrystal as error:
+                yield label, _refuse(error)
+                for _ in range(n_atoms + 1):
+                    if not file.readline(limits.max_text_bytes):
+                        break
+                continue
             lines = [file.readline(limits.max_text_bytes) for _ in range(n_atoms + 1)]
             yield label, lambda lines=lines, n_atoms=n_atoms: _extxyz(n_atoms, lines)  # type: ignore[misc]
 
@@ -291,7 +287,9 @@ def _extxyz(n_atoms: int, lines: list[str]) -> tuple[Crystal, dict[str, Any]]:
 def _read_json(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
     try:
         document = json.loads(_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except InvalidCrystal:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InvalidCrystal("malformed", f"not valid JSON ({error}); is it complete?") from None
     if isinstance(document, dict) and isinstance(document.get("entries"), list):
         document = document["entries"]
@@ -301,20 +299,18 @@ def _read_json(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
 
 
 def _read_json_lines(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         number = 0
         while line := file.readline(limits.max_text_bytes + 1):
             number += 1
             label = f"{path}:{number}"
             if len(line) > limits.max_text_bytes:
-                raise InvalidCrystal(
-                    "too_large", f"line {number} is over {limits.max_text_bytes} characters; the rest was not read"
-                )
+                raise InvalidCrystal("too_large", f"line {number} is over {limits.max_text_bytes} bytes; the rest was not read")
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+                record = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError) as error:  # of the text or of a number
                 yield label, _refuse(InvalidCrystal("malformed", f"not valid JSON ({error})"))
                 continue
             yield _label(record, label), _entry_maker(record, limits)
@@ -335,7 +331,7 @@ _CSV_LOCK = threading.Lock()
 def _read_csv(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
     with _CSV_LOCK:  # the module keeps one limit for the whole process
         csv.field_size_limit(max(csv.field_size_limit(), limits.max_text_bytes))
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # what is no text is refused row by row
         rows = csv.DictReader(file)
         if "cif" not in (rows.fieldnames or ()):
             raise InvalidCrystal(
@@ -348,6 +344,10 @@ def _read_csv(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
 def _row(row: dict[str, Any], limits: ReadLimits) -> tuple[Crystal, dict[str, Any]]:
     if None in row or not row.get("cif"):
         raise InvalidCrystal("malformed", "the row has no CIF or more cells than the header; is its quoting right?")
+    if any(re.search("[\ud800-\udfff]", str(value)) for value in row.values()):
+        raise InvalidCrystal("not_text", "the row holds bytes that are not UTF-8")
+    if len(split_blocks(row["cif"])) > 1:
+        raise InvalidCrystal("malformed", "the cell holds several structures; give each a row")
     fields: dict[str, Any] = {name: value for name, value in row.items() if name != "cif"}
     for name in NUMERIC_FIELDS & fields.keys():
         try:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from gnome.atomic_write import atomic_write
 from gnome.crystals.crystal import Crystal
-from gnome.errors import InvalidInput
+from gnome.errors import InvalidCrystal, InvalidInput
 
 _STRUCTURE_COLUMNS = ("lattice", "atomic_numbers", "frac_coords")
 
@@ -54,10 +54,12 @@ def read_shard(path: Path) -> tuple[list[Crystal], dict[str, list[Any]], dict[st
     if missing := [name for name in _STRUCTURE_COLUMNS if name not in table.column_names]:
         raise InvalidInput(f"{path}: no column {', '.join(missing)}; not a shard of crystals")
     structure = [table[name].to_pylist() for name in _STRUCTURE_COLUMNS]
-    crystals = [
-        Crystal(np.reshape(lattice, (3, 3)), np.array(numbers), np.reshape(coords, (-1, 3)))
-        for lattice, numbers, coords in zip(*structure, strict=True)
-    ]
+    crystals = []
+    for row, (lattice, numbers, coords) in enumerate(zip(*structure, strict=True)):
+        try:
+            crystals.append(Crystal(np.reshape(lattice, (3, 3)), np.array(numbers), np.reshape(coords, (-1, 3))))
+        except (ValueError, TypeError, InvalidCrystal) as error:
+            raise InvalidInput(f"{path}: row {row}: {error}; leave it out") from None
     columns = {name: table[name].to_pylist() for name in table.column_names if name not in _STRUCTURE_COLUMNS}
     try:
         metadata = json.loads((table.schema.metadata or {}).get(b"gnome", b"{}"))

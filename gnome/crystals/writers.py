@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -79,6 +80,22 @@ def to_csv(items: Iterable[ReadCrystal]) -> str:
 
 _MANY: Final[Mapping[str, Callable[[Iterable[ReadCrystal]], str]]] = {".extxyz": to_extxyz, ".json": to_json, ".csv": to_csv}
 _ONE: Final[Mapping[str, Callable[[ReadCrystal], str]]] = {".cif": to_cif, ".vasp": to_poscar}
+
+
+def check_target(path: Path) -> None:
+    """Raise InvalidInput unless `write_crystals` could write there: a known ending or a folder, below a folder that can be written."""
+    known = {*_MANY, *_ONE, ".parquet"}
+    if not path.name or (path.suffix and path.suffix.lower() not in known):
+        raise InvalidInput(
+            f"{path}: no format is called {path.suffix or 'nothing'!r}; there are {', '.join(sorted(known))}, or a folder"
+        )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InvalidInput(f"{path}: is neither a file nor a folder")
+    above = path.parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InvalidInput(f"{path}: {above} is no folder that can be written")
 
 
 def write_crystals(path: Path, items: Iterable[ReadCrystal], *, kind: str | None = None) -> int:

@@ -62,6 +62,8 @@ def one_line_errors(url: URL) -> Iterator[None]:
         raise InvalidInput(f"the database refuses the row: {_first_line(error)}") from error
     except DataError as error:
         raise InvalidInput(f"the database cannot hold the value: {_first_line(error)}") from error
+    except json.JSONDecodeError as error:  # somebody else has written into a column of ours
+        raise DatabaseUnavailable(f"database {name}: holds a row that cannot be read ({error}); restore a copy") from error
     except (OperationalError, InterfaceError, DatabaseError) as error:
         raise DatabaseUnavailable(f"database {name}: {_first_line(error)}{_advice(_first_line(error))}") from error
 

@@ -31,6 +31,7 @@ from gnome.quantities import Quantity
 MAX_LENGTH: Final = 10_000
 MAX_DEPTH: Final = 30
 MAX_COMPARISONS: Final = 300
+MAX_VALUES: Final = 500
 PREFIX: Final = "_gnome_"
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
@@ -154,6 +155,7 @@ class _ToCondition(Transformer[Token, Condition]):
     def __init__(self) -> None:
         super().__init__()
         self._comparisons = 0
+        self._values = 0
 
     def filter(self, children: list[Condition]) -> Condition:
         if len(children) > 1:
@@ -175,14 +177,21 @@ class _ToCondition(Transformer[Token, Condition]):
             raise InvalidInput(f"filter: more than {MAX_COMPARISONS} comparisons")
         return children[0]
 
+    def _count_value(self) -> None:
+        self._values += 1
+        if self._values > MAX_VALUES:  # SQLite nests a list of conditions that many deep
+            raise InvalidInput(f"filter: more than {MAX_VALUES} values")
+
     def property(self, children: list[Token]) -> _Value:
         return _Value(kind="field", value=".".join(children), position=children[0].start_pos or 0)
 
     def string(self, children: list[Token]) -> _Value:
+        self._count_value()
         text = re.sub(r"\\(.)", r"\1", children[0][1:-1], flags=re.DOTALL)
         return _Value(kind="text", value=text, position=children[0].start_pos or 0)
 
     def number(self, children: list[Token]) -> _Value:
+        self._count_value()
         token = children[0]
         number = int(token) if token.type == "SIGNED_INT" and len(token) < 30 else float(token)
         if isinstance(number, int) and abs(number) > _MAX_INTEGER:

@@ -84,9 +84,15 @@ def load_ensemble(path: Path) -> tuple[list[Network], dict[str, Any]]:
         tensors = load(blob)
     except SafetensorError as error:
         raise InvalidCheckpoint(f"{path}: not a safetensors file ({error})") from None
+    n_members = card["n_members"]
+    if not isinstance(n_members, int) or n_members < 1:
+        raise InvalidCheckpoint(f"{path.with_suffix('.json')}: n_members is {n_members!r}, expected 1 or more")
     members = []
-    for i in range(int(card["n_members"])):
-        network = make_network(card["kind"], card["settings"])
+    for i in range(n_members):
+        try:
+            network = make_network(card["kind"], card["settings"])
+        except (InvalidCheckpoint, RuntimeError, ValueError, TypeError) as error:
+            raise InvalidCheckpoint(f"{path.with_suffix('.json')}: {str(error).splitlines()[0]}") from None
         prefix = f"{i}."
         weights = {name[len(prefix) :]: tensor.float() for name, tensor in tensors.items() if name.startswith(prefix)}
         try:
@@ -110,6 +116,9 @@ def read_card(path: Path) -> dict[str, Any]:
     missing = {"kind", "settings", "n_members", "sha256", "method", "elements"} - set(card if isinstance(card, dict) else {})
     if missing:
         raise InvalidCheckpoint(f"{card_path}: not a card, it lacks {', '.join(sorted(missing))}")
+    elements = card["elements"]
+    if not isinstance(elements, list) or not all(isinstance(z, int) for z in elements):
+        raise InvalidCheckpoint(f"{card_path}: elements is {str(elements)[:60]!r}, expected atomic numbers")
     if card.get("card_version") != CARD_VERSION:
         raise InvalidCheckpoint(f"{card_path}: card version {card.get('card_version')!r}, this program reads {CARD_VERSION}")
     return dict(card)

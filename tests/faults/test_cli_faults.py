@@ -20,6 +20,8 @@ import pytest
 from emt_world import copy_world, known_crystals, l1_2, tables, write_folder
 
 from flows.cli import main
+from flows.prefect_round import settings_parameters
+from flows.settings import Settings
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal
 from gnome.crystals.writers import to_cif, write_crystals
@@ -110,7 +112,9 @@ def test_ctrl_c_keeps_what_was_answered_and_the_same_command_goes_on(here: Here,
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
     assert (code, out) == (130, "")
-    assert "interrupted; what was answered is kept, run the same command again" in one_line(err)
+    *stages, last = err.strip().splitlines()
+    assert all(line.endswith(" ...") for line in stages if line), err
+    assert last == "gnome: interrupted; what was answered is kept, run the same command again to go on"
     assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
     with closing(sqlite3.connect(tmp_path / "gnome.db")) as connection:
         kept = dict(connection.execute("SELECT candidate_id, created_at FROM evaluations"))
@@ -404,7 +408,7 @@ def test_a_lower_form_of_an_element_does_not_change_what_was_imported_before(her
 def test_an_import_of_which_nothing_is_left_fails(here: Here, tmp_path: Path) -> None:
     (tmp_path / "bad.cif").write_text("data_bad\n_cell_length_a oops\n")
     code, out, err = here(tmp_path, "import", tmp_path / "bad.cif", "--evaluator", "emt")
-    assert code == 1
+    assert code == 1, err
     assert "0 crystals imported" in out
     assert "refused" in err
     assert "malformed" in err
@@ -413,7 +417,7 @@ def test_an_import_of_which_nothing_is_left_fails(here: Here, tmp_path: Path) ->
 def test_a_report_that_cannot_be_written_is_said_before_the_work(here: Here, good_element: Path, tmp_path: Path) -> None:
     report = tmp_path / "no" / "such" / "folder.txt"
     code, out, err = here(tmp_path, "import", good_element, "--method", "table", "--report", report)
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert str(report) in one_line(err)
     assert not (tmp_path / "gnome.db").exists()
 
@@ -422,12 +426,69 @@ def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(here: Here, 
     copy_world(emt_world, tmp_path)
     (tmp_path / "file").write_text("")
     code, out, err = here(tmp_path, "export", tmp_path / "file" / "out.csv")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert str(tmp_path / "file") in one_line(err)
     for name in ("", "."):
         code, out, err = here(tmp_path, "export", name)
         assert (code, out) == (2, "")
-        assert "is no name for a file or folder" in one_line(err)
+        assert "no format is called 'nothing'" in one_line(err)
+
+
+def test_the_lowest_of_one_crystal_counts_and_the_same_file_goes_in_again(here: Here, tmp_path: Path) -> None:
+    rows = [ReadCrystal(label=f"Cu{e}", crystal=ELEMENTS["Cu"], fields={"energy_per_atom": e}) for e in (-4.1, -3.7)]
+    write_crystals(tmp_path / "twice.json", rows)
+    for _ in range(2):
+        code, out, err = here(tmp_path, "import", tmp_path / "twice.json", "--method", "table", "--json")
+        assert code == 0, err
+        assert json.loads(out)["refused"] == []
+    assert count(tmp_path, "SELECT group_concat(energy_per_atom) FROM crystals") == "-4.1"
+    assert count(tmp_path, "SELECT e_form_per_atom FROM crystals") == 0
+
+
+def test_a_method_for_crystals_without_energies_is_refused(here: Here, tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", {"Cu": ELEMENTS["Cu"]})
+    code, out, err = here(tmp_path, "import", source, "--method", "mp-2026")
+    assert (code, out) == (2, "")
+    assert "none of 1 crystals comes with one" in one_line(err)
+
+
+def test_a_report_does_not_replace_what_is_imported(here: Here, good_element: Path, tmp_path: Path) -> None:
+    shutil.copytree(good_element, tmp_path / "in")
+    before = (tmp_path / "in" / "Cu.extxyz").read_text()
+    for report in (tmp_path / "in" / "Cu.extxyz", tmp_path / "in" / "report.txt"):
+        code, out, err = here(tmp_path, "import", tmp_path / "in", "--method", "table", "--report", report)
+        assert (code, out) == (2, "")
+        assert "would stand among what is imported" in one_line(err)
+    assert (tmp_path / "in" / "Cu.extxyz").read_text() == before
+
+
+def test_sigterm_ends_like_ctrl_c(emt_world: Path, tmp_path: Path) -> None:
+    copy_world(emt_world, tmp_path)
+    process = start(tmp_path, *DISCOVER, "--budget", "20")
+    wait_until(process, lambda: count(tmp_path, "SELECT count(*) FROM evaluations") >= 1)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 130
+    assert "interrupted; what was answered is kept" in err
+
+
+def test_secrets_are_not_shown(
+    here: Here, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("gnome.toml").write_text('database_uri = "postgresql://u:SECRET@h/db"\n')
+    _, _, err = here(tmp_path, "query")
+    assert "database_uri" in one_line(err)
+    assert "SECRET" not in err
+    Path("gnome.toml").unlink()
+    for url in ("postgresql://u:SEC/RET@h:port/db", "postgresql://u@127.0.0.1:1/db?password=SECRET"):
+        monkeypatch.setenv("GNOME_DATABASE_URL", url)
+        with pytest.raises(SystemExit):
+            main(["query"])
+        err = capfd.readouterr().err
+        assert "SECRET" not in err
+        assert "RET" not in err
+        plain = settings_parameters(Settings(database_url="postgresql://u@127.0.0.1:1/db?password=SECRET"))
+        assert "database_url" not in plain
 
 
 def test_bytes_that_are_no_text_cost_one_line(here: Here, emt_world: Path, tmp_path: Path) -> None:

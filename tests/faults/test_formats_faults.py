@@ -1,6 +1,7 @@
 """Files that are broken, hostile or of another kind: each costs one clear line, and nothing beside it is lost."""
 
 import csv
+import io
 import json
 import os
 import time
@@ -202,3 +203,60 @@ def test_what_a_file_calls_itself_cannot_write_on_the_terminal(tmp_path: Path) -
     labels = [item.label for item in read_crystals(tmp_path / "odd.json")]
     assert labels[:2] == ["\\x1b[2Jcleared", "line\\nbreak"]
     assert all(label.isprintable() and len(label) <= 200 for label in labels)
+
+
+def outcomes(path: Path) -> list[str]:
+    """What came of each structure: its reason, or `read`."""
+    return [item.reason if isinstance(item, Refusal) else "read" for item in read_crystals(path)]
+
+
+def test_a_bad_record_costs_itself_and_not_those_after_it(tmp_path: Path) -> None:
+    good = json.dumps({"structure": SALT.as_dict()}).encode()
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, b'{"x": ' + b"9" * 5000 + b"}", b'{"x": "\xe9"}', good]))
+    frame = '1\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 pbc="T T T"\nNa 0 0 0\n'
+    (tmp_path / "b.extxyz").write_text(frame + frame.replace("1\n", "0\n", 1) + frame)
+    rows = io.StringIO()
+    csv.writer(rows).writerows([["id", "cif"], ["one", cif()], ["caf\udce9", cif()], ["two", cif() + cif()], ["three", cif()]])
+    (tmp_path / "c.csv").write_bytes(rows.getvalue().encode(errors="surrogateescape"))
+    assert outcomes(tmp_path / "a.jsonl") == ["read", "malformed", "malformed", "read"]
+    assert outcomes(tmp_path / "b.extxyz")[0] == "read"
+    assert "too_many_atoms" in outcomes(tmp_path / "b.extxyz")
+    assert outcomes(tmp_path / "c.csv") == ["read", "not_text", "malformed", "read"]
+
+
+def test_what_holds_no_structure_is_said(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.jsonl", "\n\n"),
+        ("b.csv", "id,cif\n"),
+        ("c.json", "[]"),
+        ("d.json", '{"entries": []}'),
+        ("e.xyz", "\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    assert outcomes(tmp_path) == ["empty"] * 5
+
+
+def test_legal_spellings_are_read(tmp_path: Path) -> None:
+    (tmp_path / "capital.cif").write_text(cif().replace("data_", "DATA_"))
+    (tmp_path / "old_mac.cif").write_bytes(cif().replace("\n", "\r").encode())
+    (tmp_path / "mark.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(SALT.as_dict()).encode())
+    (tmp_path / "two.cif").write_text(cif() + cif().replace("data_", "  data_").replace("5.64", "5.65"))
+    (tmp_path / "POSCAR").write_text(poscar() + "\n" + "0 0 0\n" * 8)  # velocities
+    assert outcomes(tmp_path) == ["read"] * 6
+
+
+def test_what_would_be_read_in_part_is_refused(tmp_path: Path) -> None:
+    entry = {"energy": -28.0, "composition": {"Na": 8, "Cl": 8}, "structure": SALT.as_dict()}
+    plain = {"lattice": [[4, 0, 0], [0, 4, 0], [0, 0, 4]], "frac_coords": [[0, 0, 0]]}
+    for name, text, reason in (
+        ("POSCAR_more", poscar() + "0.3 0.3 0.3\n", "malformed"),
+        ("POSCAR_twice", poscar() + poscar(), "malformed"),
+        ("POSCAR_extra", poscar().replace("Na Cl", "Na Cl K"), "malformed"),
+        ("POSCAR_negative", poscar().replace("4 4", "4 -4"), "malformed"),
+        ("a.json", json.dumps(entry), "formula_mismatch"),
+        ("b.json", json.dumps({**entry, "energy": "-7.0"}), "energy"),
+        ("c.json", json.dumps({**plain, "atomic_numbers": [11.9]}), "malformed"),
+        ("d.json", json.dumps({**plain, "atomic_numbers": [True]}), "malformed"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert outcomes(tmp_path / name) == [reason], name

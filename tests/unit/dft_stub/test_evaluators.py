@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from dft_stub.evaluator import Evaluation, Failure, validate_evaluator
 from dft_stub.recorded import RecordedEvaluator, evaluation_from_dict, evaluation_to_dict
 from dft_stub.references import read_references, shipped_ground_states, shipped_references
 from dft_stub.registry import EVALUATORS, make_evaluator
-from dft_stub.relaxer import RelaxSettings
+from dft_stub.relaxer import Relaxation, RelaxSettings
 from gnome.crystals.convert import from_atoms, to_atoms
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import write_shard
@@ -123,6 +124,40 @@ def test_recorded_answers_keep_the_contract(tmp_path: Path) -> None:
     assert evaluator.method == METHOD
     (answer,) = evaluator.collect(evaluator.submit({"absent": CUAU.scaled(1.2)}))
     assert (answer.failure, answer.id) == (Failure.NO_ANSWER, "absent")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (lambda: recorded_line(CUAU, -7.0), "e_form_per_atom is -7.0"),
+        (lambda: recorded_line(CUAU, float("nan")), "e_form_per_atom is nan"),
+        (lambda: recorded_line(CUAU, crystal=CUBIC_CU3AU), "the answer is for Cu3Au"),
+    ],
+)
+def test_a_recorded_answer_that_cannot_be_is_a_failure(tmp_path: Path, line: Callable[[], str], message: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(line() + "\n")
+    evaluator = RecordedEvaluator(path)
+    (answer,) = evaluator.collect(evaluator.submit({"one": CUAU}))
+    assert (answer.converged, answer.failure, answer.crystal) == (False, Failure.IMPLAUSIBLE, None)
+    assert message in answer.message
+
+
+def test_a_reference_waits_for_a_form_that_ran_into_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lowest form may be the one that took too long."""
+    evaluator = ASEEvaluator(
+        ASEPotential(calculator_name="emt"),
+        references_path=tmp_path / "references.json",
+        ground_states={29: GROUND_STATES[29] * 2},
+    )
+    slow = Relaxation(failure=Failure.TIMEOUT, message="Cu: no answer within 900 s")
+    quick = Relaxation(crystal=GROUND_STATES[29][0], energy_per_atom=0.0)
+    monkeypatch.setattr(evaluator, "relax_only", lambda forms: dict(zip(forms, (slow, quick), strict=True)))
+    with pytest.raises(
+        EvaluatorUnavailable, match=r"had no fair chance: Cu: no answer within 900 s; raise GNOME_EVALUATION_SECONDS"
+    ):
+        evaluator.prepare(frozenset({29}))
+    assert not (tmp_path / "references.json").exists()
 
 
 def test_an_answer_may_come_later(tmp_path: Path) -> None:

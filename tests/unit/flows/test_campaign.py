@@ -13,11 +13,11 @@ from emt_world import copy_world, round_settings, settings_in, tables
 
 from flows import learning
 from flows.learning import FINE_TUNING, RAN_AWAY, new_answers, retrain
-from flows.loop import resume_campaign, run_campaign
+from flows.loop import campaign_of, latest_round, resume_campaign, run_campaign
 from flows.progress import Counter, Silent
 from flows.reports import campaign_rows
 from flows.settings import CampaignSettings
-from flows.stages import round_method, run_shard
+from flows.stages import begin_round, round_method, run_shard
 from flows.workspace import open_workspace
 from gnome.errors import InvalidInput
 from gnome.models.checkpoint import load_ensemble
@@ -68,7 +68,7 @@ def test_a_campaign_of_three_rounds_learns_once_it_should(emt_world: Path, tmp_p
     assert learnt.card["method"] == method
     assert learnt.card["learnt_up_to_round"] == 2
     assert left_to_learn == rows[2]["n_evaluated"]
-    _, card = load_ensemble(weights(tmp_path, 2))
+    _, card = load_ensemble(*weights(tmp_path))
     assert card["sha256"] == learnt.sha256
 
 
@@ -145,10 +145,19 @@ def test_an_interrupted_campaign_is_finished_with_its_own_settings(emt_world: Pa
     with open_workspace(copy_world(emt_world, broken), listener=listener) as workspace, pytest.raises(KeyboardInterrupt):
         run_campaign(workspace, TINY, limits)
     with open_workspace(settings_in(broken), resume=True) as workspace:
+        assert campaign_of(latest_round(workspace)) == CampaignSettings(rounds=2, retrain_after=1000)
         done = resume_campaign(workspace)
         assert [record.number for record in done] == [1, 2]
+        assert campaign_of(latest_round(workspace)).rounds == 1
         assert not resume_campaign(workspace), "nothing is left to do"
     assert tables(broken) == tables(unbroken)
+
+
+def test_a_campaign_does_not_change_the_evaluator_of_an_interrupted_round(emt_world: Path, tmp_path: Path) -> None:
+    with open_workspace(copy_world(emt_world, tmp_path)) as workspace:
+        begin_round(workspace, TINY)
+        with pytest.raises(InvalidInput, match="round 1 is unfinished and works with emt, the campaign would with chgnet"):
+            run_campaign(workspace, replace(TINY, evaluator="chgnet"), CampaignSettings(rounds=2))
 
 
 def test_nothing_to_resume_is_said(emt_world: Path, tmp_path: Path) -> None:

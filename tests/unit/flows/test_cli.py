@@ -219,10 +219,25 @@ def test_a_round_that_was_given_up_makes_room_for_the_next(gnome: Gnome, databas
         begin_round(workspace, round_settings())
     Path("late.csv").write_text("cif\n")
     failed(gnome("import", "late.csv"), 1, "round 2 is unfinished", "gnome campaign abandon")
-    assert gnome("campaign", "abandon").out == "Round 2 is given up.\n"
+    assert gnome("campaign", "abandon").out == "Round 2 is given up; 0 new crystals of it are kept.\n"
     assert [row["state"] for row in gnome("campaign", "status", "--json").json] == ["finished", "failed"]
     assert gnome("campaign", "status").code == 0
     assert gnome("discover", *SMALL, "--json").json["round"] == 3
+
+
+def test_brackets_in_names_are_shown_as_they_are(gnome: Gnome, own_folder: Path) -> None:
+    write_folder(own_folder / "runs[old]", {"x": l1_2("Cu", "Au")})
+    (own_folder / "runs[old]" / "x[/b].cif").write_text("data_nothing\n")
+    shown = gnome("predict", own_folder / "runs[old]")
+    assert shown.code == 0
+    assert "runs[old]" in shown.out.replace("\n", "")
+    assert "x[/b].cif" in shown.out.replace("\n", "").replace(" ", "")
+
+
+def test_predict_does_not_take_the_shipped_ensemble_for_that_of_a_damaged_database(gnome: Gnome, database: Path) -> None:
+    write_folder(database / "in", {"a": l1_2("Cu", "Au")})
+    (database / "gnome.db").write_text("dear diary, " * 1000)
+    failed(gnome("predict", database / "in"), 1, "the file is something else")
 
 
 def test_predict_answers_in_the_order_of_the_input(gnome: Gnome, own_folder: Path) -> None:
@@ -299,6 +314,8 @@ def test_a_toml_file_sets_what_the_environment_does_not(gnome: Gnome, database: 
         (["show", "nosuch"], ["no crystal 'nosuch'"]),
         (["export", "out.json", "--filter", "nelements = 40"], ["no crystal matches", "nothing was written"]),
         (["export", "out.docx"], ["out.docx", ".extxyz"]),
+        (["evaluate", "absent.cif", "--out", "out.docx"], ["out.docx", ".extxyz"]),
+        (["evaluate", "absent.cif", "--out", "/dev/null"], ["/dev/null"]),
         (["discover", "--generator", "oracle"], ["generator 'oracle'", "structural, compositional, both"]),
         (["discover", "--evaluator", "vsap"], ["no evaluator is called 'vsap'"]),
         (["discover", "--elements", "Cu,Qq"], ["'Qq' is not an element symbol"]),

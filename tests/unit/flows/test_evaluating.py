@@ -1,5 +1,6 @@
 """Answers of an evaluator that is not what it was, or whose machine fails it."""
 
+import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,13 @@ from emt_world import copy_world, round_settings, settings_in
 
 from dft_stub.evaluator import Evaluation, Evaluator, Failure
 from flows.evaluating import evaluate_crystals
-from flows.stages import STAGES, begin_round, chosen, round_model, run_shard
+from flows.stages import STAGES, abandon_round, begin_round, chosen, round_model, run_shard
 from flows.workspace import Workspace, open_workspace
 from gnome.crystals.crystal import Crystal
 from gnome.database.records import ModelRecord
 from gnome.errors import EvaluatorUnavailable
 from gnome.models.checkpoint import save_ensemble
+from gnome.seeds import derived_seed
 from gnome.stability.method import Method
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -109,3 +111,37 @@ def test_a_round_keeps_the_ensemble_it_began_with(emt_world: Path, tmp_path: Pat
         for stage in STAGES[: STAGES.index("select")]:
             run_shard(workspace, number, stage, 0)
         assert {prediction.model_id for prediction in workspace.store.predictions_of_round(number)} == {before.model_id}
+
+
+def test_what_an_abandoned_round_answered_is_assessed_and_kept(emt_world: Path, tmp_path: Path) -> None:
+    copy_world(emt_world, tmp_path)
+    with open_workspace(settings_in(tmp_path)) as workspace:
+        up_to_evaluate(workspace)
+        run_shard(workspace, 1, "evaluate", 0)
+        before = len(workspace.store.hull_entries(workspace.evaluator.method.label))
+        record = abandon_round(workspace)
+        after = len(workspace.store.hull_entries(workspace.evaluator.method.label))
+        assert not workspace.store.has_unplaced(workspace.evaluator.method.label)
+    assert record.state == "failed"
+    assert record.summary is not None
+    assert after - before == record.summary["n_novel"] > 0
+
+
+def test_crystals_that_were_never_placed_on_the_hull_are_placed_when_a_round_begins(emt_world: Path, tmp_path: Path) -> None:
+    """What stored them may have been killed before it came to that."""
+    copy_world(emt_world, tmp_path)
+    with sqlite3.connect(tmp_path / "gnome.db") as connection:
+        connection.execute("UPDATE crystals SET e_above_hull = NULL, decomposition_energy = NULL")
+    connection.close()
+    with open_workspace(settings_in(tmp_path)) as workspace:
+        method = workspace.evaluator.method.label
+        assert workspace.store.has_unplaced(method)
+        begin_round(workspace, round_settings())
+        assert not workspace.store.has_unplaced(method)
+
+
+def test_seeds_and_rounds_side_by_side_share_no_stream() -> None:
+    seeds = [derived_seed(seed, number) for seed in range(20) for number in range(20)]
+    assert len(set(seeds)) == 400
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert derived_seed(2**62 - 1, 3) == derived_seed(2**62 - 1, 3)

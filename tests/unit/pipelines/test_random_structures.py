@@ -158,3 +158,17 @@ def test_worker_that_cannot_start_and_closing_twice(tmp_path):
         worker.ask({"a": 1}, time_limit=20)
     worker.close()
     worker.close()
+
+
+def test_an_interruption_is_not_held_up_by_what_is_being_drawn(tmp_path, monkeypatch):
+    structures = PyXtalStructures(workers=2, command=fake(tmp_path, "time.sleep(20)\nprint('{}', flush=True)\n"))
+
+    def interrupted(_):
+        time.sleep(2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("concurrent.futures.Future.result", interrupted)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), structures:
+        structures.search({3: 1}, n=20, seed=0)
+    assert time.monotonic() - started < 15

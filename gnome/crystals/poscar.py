@@ -1,0 +1,41 @@
+"""Reading POSCAR, VASP's format, which pymatgen reads with a good will that hides mistakes."""
+
+import re
+import warnings
+
+from pymatgen.io.vasp import Poscar
+
+from gnome.crystals.convert import from_structure
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.entries import check_count
+from gnome.errors import InvalidCrystal
+
+
+def read_poscar(text: str, *, max_atoms: int) -> Crystal:
+    """Read a POSCAR or CONTCAR; raises InvalidCrystal for what names no elements, too many atoms, or more than it announces."""
+    _check_lines(text.splitlines(), max_atoms)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # pymatgen makes up elements that the file does not name, with a warning
+            structure = Poscar.from_str(text, read_velocities=False).structure
+    except UserWarning as warning:
+        raise InvalidCrystal("malformed", f"POSCAR without usable element names ({warning}); add the line of symbols") from None
+    return from_structure(structure)
+
+
+def _check_lines(lines: list[str], max_atoms: int) -> None:
+    """Refuse what announces too many atoms, and what pymatgen would read in part: it takes the atoms it expects and drops the rest."""
+    for at, line in enumerate(lines[5:7], start=5):
+        counts = line.split("!")[0].split()
+        if not counts or not all(re.fullmatch(r"\d{1,18}", count) for count in counts):
+            continue
+        n_atoms = sum(map(int, counts))
+        check_count(n_atoms, max_atoms)
+        symbols = lines[5].split("!")[0].split()
+        if at == 6 and len(symbols) != len(counts):
+            raise InvalidCrystal("malformed", f"{len(symbols)} symbols and {len(counts)} numbers of atoms")
+        is_selective = lines[at + 1 : at + 2] and lines[at + 1].lstrip()[:1] in {"S", "s"}
+        after = at + 2 + (1 if is_selective else 0) + n_atoms
+        if len(lines) > after and lines[after].strip() and lines[after].lstrip()[:1].lower() not in {"l", "c", "d", "k"}:
+            raise InvalidCrystal("malformed", f"something stands after the last of {n_atoms} atoms: {lines[after][:60]!r}")
+        return
