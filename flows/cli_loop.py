@@ -41,7 +41,7 @@ def _round_settings(
         evaluator=evaluator or settings.evaluator,
         budget=budget,
         n_candidates=candidates,
-        n_screened=SCREENED_PER_EVALUATION * budget if screened is None else screened,
+        n_screened=max(1, SCREENED_PER_EVALUATION * budget) if screened is None else screened,
         n_formulas=formulas,
         seed=seed,
     )

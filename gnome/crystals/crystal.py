@@ -140,7 +140,7 @@ class Crystal:
         try:
             return cls(
                 np.asarray(fields["lattice"], dtype=np.float64),
-                np.asarray(fields["atomic_numbers"], dtype=np.int64),
+                np.asarray(fields["atomic_numbers"]),
                 np.asarray(fields["frac_coords"], dtype=np.float64).reshape(-1, 3),
             )
         except (KeyError, TypeError, ValueError) as error:
