@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ FINE_TUNING = TrainSettings(epochs=4, batch_size=32, learning_rate=2e-4, volume_
 RAN_AWAY = 1000.0
 """eV/atom: the error of a prediction that is no number, as a network gives whose training ran away."""
 
+MAX_CALIBRATION = 500
+"""Crystals that an offset is fitted on, at most."""
+
+_Item = TypeVar("_Item")
 VALIDATION_SCALES = ScreeningSettings(n_scales=5, smallest_scale=0.9, largest_scale=1.1)
 
 
@@ -179,12 +183,23 @@ def validation_error(
     return np.nan_to_num(errors, nan=RAN_AWAY, posinf=RAN_AWAY)
 
 
+def spread_evenly(items: Sequence[_Item], most: int) -> list[_Item]:
+    """Choose at most so many items, spread over their order."""
+    chosen = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
+    return [items[i] for i in chosen]
+
+
 def current_error(model: StructuralEnsemble, method: str, validation: ValidationSet, rows: Sequence[TrainingRow]) -> float:
-    """Mean absolute error of an ensemble as screening uses it, with its offset where it was trained on another method."""
+    """Mean absolute error of an ensemble with an offset, as screening fits one, where it was trained on another method."""
     correction = None
     if model.method != method:
+        fitted = spread_evenly(rows, MAX_CALIBRATION)
         offset = fit_offset(
-            model, [row.crystal for row in rows], [row.e_form_per_atom for row in rows], method=method, settings=VALIDATION_SCALES
+            model,
+            [row.crystal for row in fitted],
+            [row.e_form_per_atom for row in fitted],
+            method=method,
+            settings=VALIDATION_SCALES,
         )
         correction = offset.correction
     return float(validation_error(model, validation, correction).mean())

@@ -110,12 +110,14 @@ def campaign_rows(store: Store) -> list[dict[str, Any]]:
     set, known once a retraining has measured it.
     """
     models = {model.round: model for model in store.model_history("structural") if model.round is not None}
-    on_validation = {model.parent_id: model.metrics["validation_mae_before"] for model in models.values()}
+    on_validation: dict[str | None, float] = {}
+    for _, model in sorted(models.items()):  # a model may have several children; the first measured it on the hull it served
+        on_validation.setdefault(model.parent_id, model.metrics["validation_mae_before"])
     on_validation |= {model.id: model.metrics["validation_mae"]["value"] for model in models.values()}
     rows = []
     for record in store.rounds():
         summary = record.summary or {}
-        model = models.get(record.number)
+        learnt = models.get(record.number)
         rows.append(
             {
                 "round": record.number,
@@ -127,10 +129,10 @@ def campaign_rows(store: Store) -> list[dict[str, Any]]:
                 "model": record.settings.get("model"),
                 "error_evaluated": summary.get("prediction_mae"),
                 "error_validation": on_validation.get(record.settings.get("model")),
-                "error_before": model.metrics.get("validation_mae_before") if model else None,
-                "error_after": model.metrics["validation_mae"]["value"] if model else None,
-                "retrained": model.id if model else None,
-                "promoted": model.status != "retired" or _succeeded(models.values(), model.id) if model else None,
+                "error_before": learnt.metrics.get("validation_mae_before") if learnt else None,
+                "error_after": learnt.metrics["validation_mae"]["value"] if learnt else None,
+                "retrained": learnt.id if learnt else None,
+                "promoted": learnt.status == "promoted" or _succeeded(models.values(), learnt.id) if learnt else None,
             }
         )
     return rows
@@ -156,7 +158,7 @@ def campaign_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     ):
         table.add_column(name, justify="left" if name in {"state", "model", "learnt after it"} else "right")
     for row in rows:
-        verdict = "" if row["retrained"] is None else f"{row['retrained']} {'in use' if row['promoted'] else 'not in use'}"
+        verdict = "" if row["retrained"] is None else f"{row['retrained']} {'promoted' if row['promoted'] else 'not promoted'}"
         if verdict:
             verdict += f", {_number(row['error_before'])} -> {_number(row['error_after'])}"
         table.add_row(

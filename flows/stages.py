@@ -15,7 +15,7 @@ import numpy as np
 
 from flows.assess import assess, is_hit, update_hull
 from flows.evaluating import evaluate_crystals
-from flows.learning import load_validation, retrain
+from flows.learning import MAX_CALIBRATION, load_validation, retrain, spread_evenly
 from flows.proposing import allowed_elements, propose_compositional, propose_structural
 from flows.records import candidate_from, prediction_from, prediction_record
 from flows.seeding import seed_if_empty
@@ -191,8 +191,7 @@ def _calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
         return {"offset": None, "note": ""}
     known = list(workspace.store.crystals_of(method, before_round=number))
     known = [stored for stored in known if stored.crystal.n_atoms <= round_settings(workspace, number).max_atoms]
-    spread_evenly = np.linspace(0, len(known) - 1, min(len(known), MAX_CALIBRATION)).round().astype(int)
-    fitted = [known[i] for i in spread_evenly]
+    fitted = spread_evenly(known, MAX_CALIBRATION)
     with workspace.listener.stage("calibrating the ensemble", 1, "fit") as count:
         offset = fit_offset(
             model,
@@ -203,10 +202,6 @@ def _calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
         )
         count()
     return {"offset": offset.to_dict(), "note": offset.note}
-
-
-MAX_CALIBRATION: Final = 500
-"""Crystals that the offset is fitted on, at most."""
 
 
 def full_filter(settings: RoundSettings) -> ScreeningSettings:

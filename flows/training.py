@@ -13,7 +13,7 @@ from flows.progress import Listener
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import parse_formula
 from gnome.errors import InvalidInput
-from gnome.models.checkpoint import save_ensemble
+from gnome.models.checkpoint import load_ensemble, save_ensemble
 from gnome.models.compositional import CompositionalSettings, PackedFormulas
 from gnome.models.datasets import labelled_subset, pack_crystals, read_labelled_crystals, split_by_formula
 from gnome.models.ensemble import median_and_spread
@@ -106,7 +106,8 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
     if len(split.test) > 1:
         fractions = atomic_fractions([parse_formula(formula) for formula in formulas])
         linear = fractions @ fit_linear_model(fractions[split.train], targets[split.train])
-        energies = np.stack([predict(member, test.inputs).double().cpu().numpy() for member in members])
+        shipped, _ = load_ensemble(request.out)  # the weights as they were rounded for the file
+        energies = np.stack([predict(member.to(device), test.inputs).double().cpu().numpy() for member in shipped])
         card["metrics"] = {
             "linear model over elements": score(linear[split.test], targets[split.test]),
             f"{request.kind} ensemble": score(median_and_spread(energies)[0], targets[split.test]),
