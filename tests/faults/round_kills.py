@@ -56,7 +56,7 @@ def play(folder: Path, data: Path, kill: str | None = None) -> None:
     limits = CampaignSettings(rounds=1, retrain_after=1)
     with open_workspace(settings_in(folder), resume=True) as workspace:
         if workspace.store.rounds():
-            resume_campaign(workspace, limits, run=run)
+            resume_campaign(workspace, run=run)
         else:
             run_campaign(workspace, TINY, limits, run=run)
 
