@@ -121,6 +121,7 @@ def random_structures(workers: int) -> RandomStructures:
 def _store(workspace: Workspace, proposals: Iterator[Candidate], number: int, count: Counter) -> int:
     n = 0
     while chunk := list(islice(proposals, CHUNK)):
-        n += workspace.store.add_candidates([candidate_record(candidate, number) for candidate in chunk])
+        workspace.store.add_candidates([candidate_record(candidate, number) for candidate in chunk])
+        n += len(chunk)  # also those that an interrupted attempt has stored: the shares of the generators hang on it
         count(len(chunk))
     return n
