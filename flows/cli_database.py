@@ -1,18 +1,15 @@
 """Commands that read and fill the database: query, show, import, export."""
 
 import csv
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from flows.cli import app, make_console, print_json
 from flows.settings import Settings
-from gnome.atomic_write import atomic_write
+from gnome.atomic_write import atomic_write, require_writable
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
 
@@ -79,7 +76,7 @@ def _print_table(rows: list[dict[str, Any]], total: int) -> None:
         table.add_row(*(_cell(row[name]) for name in _COLUMNS))
     console = make_console()
     console.print(table)
-    console.print(f"{len(rows)} of {total} crystals", highlight=False)
+    console.print(f"{len(rows)} of {total} crystals")
 
 
 def _cell(value: Any) -> str:
@@ -112,6 +109,8 @@ def show_command(
 
     gnome show 3f2a9c0d11e24b7a --lineage
     """
+    from ase.geometry import cell_to_cellpar  # noqa: PLC0415
+
     from flows.reports import lineage_rows, products  # noqa: PLC0415
     from gnome.database.store import Store  # noqa: PLC0415
 
@@ -130,25 +129,17 @@ def show_command(
             unit = f" {_UNITS[name]}" if name in _UNITS else ""
             console.print(f"{name:>26}", style="bold", end="  ")
             console.print(f"{f'{shown:.5g}' if isinstance(shown, float) else shown}{unit}", soft_wrap=True)
-    lengths, angles = cell_parameters(stored.crystal.lattice)
-    for name, values in (("cell lengths", f"{lengths} angstrom"), ("cell angles", f"{angles} degrees")):
+    cell = [f"{number:.4f}" for number in cell_to_cellpar(stored.crystal.lattice)]
+    for name, values in (("cell lengths", f"{' '.join(cell[:3])} angstrom"), ("cell angles", f"{' '.join(cell[3:])} degrees")):
         console.print(f"{name:>26}", style="bold", end="  ")
         console.print(values)
     for symbol, coords in zip(stored.crystal.symbols, stored.crystal.frac_coords, strict=True):
-        console.print(f"{symbol:>26}  " + " ".join(f"{round(x % 1.0, 5) % 1.0:9.5f}" for x in coords), highlight=False)
+        console.print(f"{symbol:>26}  " + " ".join(f"{round(x % 1.0, 5) % 1.0:9.5f}" for x in coords))
     for depth, step in enumerate(chain):
         made = step.get("made_by")
         how = f"{made['generator']} {made['parameters']}, seed {made['seed']}" if made else step["source"] or step["origin"]
         arrow = "" if depth == 0 else "from "
         console.print(f"{'  ' * depth}{arrow}{step['reduced_formula']} {step['id']} ({step['origin']}): {how}", soft_wrap=True)
-
-
-def cell_parameters(lattice: NDArray[np.float64]) -> tuple[str, str]:
-    """Spell lengths and angles of a cell."""
-    lengths = np.linalg.norm(lattice, axis=1)
-    unit = lattice / lengths[:, None]
-    angles = np.degrees(np.arccos([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]]))
-    return " ".join(f"{length:.4f}" for length in lengths), " ".join(f"{angle:.3f}" for angle in angles)
 
 
 @app.command("import")
@@ -185,12 +176,11 @@ def import_command(
         print_json({"imported": done.n_imported, "known": done.n_known, "refused": lines, "method": done.method})
         raise typer.Exit(0 if done.n_imported or done.n_known else 1)
     for line in lines[:20]:
-        console.print(f"refused {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"refused {line}", soft_wrap=True)
     if len(lines) > 20:
-        console.print(f"... and {len(lines) - 20} more; --report FILE lists them all", highlight=False)
+        console.print(f"... and {len(lines) - 20} more; --report FILE lists them all")
     make_console().print(
         f"{done.n_imported} crystals imported under {done.method}, {done.n_known} known already, {len(lines)} refused",
-        highlight=False,
     )
     if not done.n_imported and not done.n_known:
         raise typer.Exit(1)
@@ -198,8 +188,9 @@ def import_command(
 
 def check_report(report: Path, source: Path) -> None:
     """Refuse a report that could not be written or would replace what is imported, before the hours of work."""
-    if report.is_dir() or not report.parent.is_dir() or not os.access(report.parent, os.W_OK):
-        raise InvalidInput(f"--report {report}: no file that can be written")
+    if report.is_dir():
+        raise InvalidInput(f"--report {report}: is a folder")
+    require_writable(report)
     if report.resolve() == source.resolve() or source.resolve() in report.resolve().parents:
         raise InvalidInput(f"--report {report}: would stand among what is imported; name another place")
 
@@ -220,4 +211,4 @@ def export_command(
 
     with Store.open(Settings().database, read_only=True) as store:
         n = export_crystals(store, out, where)
-    make_console().print(f"{n} crystals written to {out}", highlight=False)
+    make_console().print(f"{n} crystals written to {out}")

@@ -89,17 +89,17 @@ def report_round(store: Any, record: Any, console: Console, *, as_json: bool) ->
     console.print(stage_table(record.summary))
     console.print()
     for line in round_lines(record):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"Database: {store.location}", highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
+    console.print(f"Database: {store.location}", soft_wrap=True)
     example = rows[0]["id"] if rows else "ID"
-    console.print("Next:", highlight=False)
+    console.print("Next:")
     for command in (
         f"gnome query '_gnome_round = {record.number}' --sort decomposition_energy",
         """gnome query 'elements HAS "O" AND _gnome_e_above_hull < 0.05' --format json""",
         f"gnome show {example} --lineage",
         "gnome campaign run --rounds 3",
     ):
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {command}", soft_wrap=True)
 
 
 @campaign_app.command("run")
@@ -152,7 +152,7 @@ def campaign_abandon() -> None:
     with open_workspace(Settings(), resume=True) as workspace:
         record = abandon_round(workspace)
     n = (record.summary or {})["n_novel"]
-    make_console().print(f"Round {record.number} is given up; {n} new crystals of it are kept.", highlight=False)
+    make_console().print(f"Round {record.number} is given up; {n} new crystals of it are kept.")
 
 
 def _campaign(
@@ -198,7 +198,7 @@ def _print_status(settings: Settings, console: Console, *, as_json: bool) -> Non
         print_json(rows)
         return
     console.print(campaign_table(rows))
-    console.print(f"Database: {location}", highlight=False, soft_wrap=True)
+    console.print(f"Database: {location}", soft_wrap=True)
 
 
 @campaign_app.command("schedule")

@@ -115,9 +115,8 @@ def train_command(
         console.print(
             f"{name}: n {metrics['n']}, MAE {mae['value']:.4f} [{mae['low']:.4f}, {mae['high']:.4f}] eV/atom, "
             f"rank correlation {rank['value']:.3f} [{rank['low']:.3f}, {rank['high']:.3f}]",
-            highlight=False,
         )
-    console.print(f"Weights: {out}", highlight=False)
+    console.print(f"Weights: {out}")
 
 
 @app.command("doctor")

@@ -8,7 +8,7 @@ before the stage, so a round that was killed anywhere ends with the tables of an
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -160,7 +160,8 @@ def summarize(workspace: Workspace, number: int) -> Result:
 def round_settings(workspace: Workspace, number: int) -> RoundSettings:
     """Settings that the round began with."""
     stored = dict(workspace.store.round(number).settings)
-    return RoundSettings.from_dict({name: value for name, value in stored.items() if name not in {"method", "model", "campaign"}})
+    known = {field.name for field in fields(RoundSettings)}  # the rest is the round's own, or an older program's
+    return RoundSettings.from_dict({name: value for name, value in stored.items() if name in known})
 
 
 def round_method(workspace: Workspace, number: int) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gnome.errors import InvalidInput
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -31,3 +33,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Raise InvalidInput unless `atomic_write` could make the file, before there is anything to write."""
+    above = path.parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InvalidInput(f"{path}: {above} is no folder that can be written")

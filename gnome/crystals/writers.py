@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp import Poscar
 
-from gnome.atomic_write import atomic_write
+from gnome.atomic_write import atomic_write, require_writable
 from gnome.crystals.convert import to_atoms, to_structure
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal
@@ -91,11 +90,7 @@ def check_target(path: Path) -> None:
         )
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InvalidInput(f"{path}: is neither a file nor a folder")
-    above = path.parent
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InvalidInput(f"{path}: {above} is no folder that can be written")
+    require_writable(path)
 
 
 def write_crystals(path: Path, items: Iterable[ReadCrystal], *, kind: str | None = None) -> int:
