@@ -1,0 +1,101 @@
+"""Replace the linear layers of a model by FP8 ones, torch's and PyG's alike, and say what was replaced and what was not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gnome.errors import InvalidInput
+from gnome.fp8.formats import E4M3, FP16, GEMM_MULTIPLE, power_of_two_scale, saturating_cast
+from gnome.fp8.levels import Weights
+from gnome.fp8.linear import Linear, LinearSettings
+from gnome.fp8.optimizer_state import WEIGHT_MARGIN
+
+Filter = Callable[[str, nn.Module], bool]
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What became of every linear layer, by its name in the model: `converted` names, `kept` pairs of name and reason."""
+
+    converted: tuple[str, ...]
+    kept: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.converted)} linear layers in FP8, {len(self.kept)} as they were"]
+        return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in self.kept)])
+
+
+def convert_to_fp8(
+    model: nn.Module,
+    filter: Filter | None = None,  # noqa: A002 - the name users of such functions know
+    *,
+    settings: LinearSettings | None = None,
+    weights: Weights = "as they are",
+    min_features: int = 0,
+) -> ConversionReport:
+    """Replace, in place, every linear layer that `filter` (name, layer) lets through; parameters keep their values and stay shared.
+
+    Layers with a side below `min_features`, or with fewer than 16 inputs or outputs, are kept.  `weights`: store the weights of
+    converted layers in FP16 or E4M3 times a power of two; only `gnome.fp8.AdamW` updates such weights.  On one H200 layers narrower than
+    1024 are slower in FP8 than in BF16 (docs/fp8.md).
+    """
+    if isinstance(model, Linear) or _is_linear(model):
+        raise InvalidInput("the model is itself a linear layer; use gnome.fp8.Linear.from_weight")
+    converted: list[str] = []
+    kept: list[tuple[str, str]] = []
+    made: dict[int, Linear] = {}
+    parents = [(f"{prefix}.{name}" if prefix else name, parent, name) for prefix, parent in model.named_modules() for name in parent._modules]  # noqa: SLF001, E501
+    for path, parent, name in parents:
+        layer = getattr(parent, name)
+        if layer is None or not _is_linear(layer):
+            continue
+        reason = _reason_to_keep(path, layer, filter, min_features)
+        if reason is not None:
+            kept.append((path, reason))
+            continue
+        if id(layer) not in made:
+            made[id(layer)] = Linear.from_weight(layer.weight, layer.bias, settings).train(layer.training)
+        setattr(parent, name, made[id(layer)])
+        converted.append(path)
+    if weights != "as they are":
+        for new in {id(m): m for m in model.modules() if isinstance(m, Linear)}.values():
+            store_weight(new, weights)
+    return ConversionReport(tuple(converted), tuple(kept))
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether this is a plain linear layer of torch, or of PyG, whose class is not torch's."""
+    kind = type(layer)
+    return kind is nn.Linear or (kind.__name__ == "Linear" and kind.__module__.startswith("torch_geometric.nn."))
+
+
+def _reason_to_keep(path: str, layer: nn.Module, wanted: Filter | None, min_features: int) -> str | None:
+    """Why a linear layer is left alone; None if it is not."""
+    weight = layer.weight
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        return "its sizes are not known before the first call"
+    n_out, n_in = weight.shape
+    if min(n_in, n_out) < max(min_features, GEMM_MULTIPLE):
+        return f"{n_in} -> {n_out} is narrower than {max(min_features, GEMM_MULTIPLE)}"
+    if not weight.is_floating_point() or weight.dtype == torch.float64:
+        return f"its weight is {weight.dtype}"
+    if any(hooks for hooks in (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)):  # noqa: SLF001
+        return "it has hooks, which would be lost"
+    if wanted is not None and not wanted(path, layer):
+        return "filtered out"
+    return None
+
+
+@torch.no_grad()
+def store_weight(layer: Linear, storage: Weights) -> None:
+    """Change how a layer's weight is stored, in place: the same parameter, narrower, times `weight_scale`."""
+    fmt, margin = (FP16, WEIGHT_MARGIN) if storage == "fp16" else (E4M3, 0)
+    if layer.weight.dtype == fmt.dtype and layer.weight_scale is not None:
+        return
+    dense = layer.dense_weight()
+    scale = power_of_two_scale(dense.abs().amax() if dense.numel() else dense.new_zeros(()), fmt, margin=margin)
+    layer.weight.data = saturating_cast(dense * scale, fmt)
+    layer.weight_scale = scale
+    layer.enroll()

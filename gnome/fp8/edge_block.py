@@ -1,0 +1,316 @@
+"""The edge block of a graph network (MeshGraphNet's), with one kernel forward and one backward for all that is done per edge.
+
+    hidden = W_s h[senders] + W_r h[receivers] + W_e e + b      (a linear layer of the concatenation, split)
+    new_e  = e + LayerNorm(W_o silu(hidden) + b_o)
+    received[n] = sum of new_e over the edges that n receives
+
+The node's parts of the first layer are products over nodes, not edges.  The one tensor kept per edge for backward is the edge
+itself: BF16, or E4M3 with a scale a row, half of it; all else is computed again.  Sums run in FP32.  In FP8, operands of
+products over features have a scale a row, worked out from the row itself (no history, nothing to calibrate), weights one each;
+residual, norm, node products and sums stay in BF16 and FP32.  Results are the same bits every time, but for nodes that lie in
+more than two tiles when tiles add to the nodes themselves (`TileSettings.reduce`).
+
+Without a GPU, and for other widths, torch code computes the same: exactly in FP32 (FP64 for FP64 edges), in FP8 with operands
+rounded as the kernels round them and gradients passed through.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gnome.fp8.formats import E4M3
+from gnome.fp8.kernels.availability import has_fp8_gemm, use_kernels
+from gnome.fp8.scaled_tensor import Granularity, ScaledTensor
+
+Precision = Literal["bf16", "fp8"]
+Feed = Literal["staged", "whole", "resident"]
+
+KERNEL_WIDTHS = (64, 128, 256)
+_FEEDS: tuple[Feed, ...] = ("staged", "whole", "resident")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileSettings:
+    """How a kernel works on a tile of `block` edges; `feed` see `kernels.edge_tile` (backward is always staged)."""
+
+    block: int = 64
+    warps: int = 4
+    stages: int = 2
+    feed: Feed = "staged"
+    reduce: bool = False
+    """Whether tiles add to the nodes themselves where edges are sorted by receiver; otherwise a second kernel sums."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeSettings:
+    """Launch settings; the weights' gradients come from cuBLAS (BF16 only) or from a kernel with a fixed split over edges."""
+
+    forward: TileSettings = field(default_factory=TileSettings)
+    backward: TileSettings = field(default_factory=TileSettings)
+    cublas: bool = False
+
+    def packed(self) -> list[int]:
+        """Return the settings as the numbers that a torch operator can take."""
+        tiles = (self.forward, self.backward)
+        return [int(self.cublas), *(n for t in tiles for n in (t.block, t.warps, t.stages, _FEEDS.index(t.feed), int(t.reduce)))]
+
+    @classmethod
+    def unpacked(cls, numbers: list[int]) -> Self:
+        """Invert `packed`."""
+        tiles = [
+            TileSettings(block=block, warps=warps, stages=stages, feed=_FEEDS[feed], reduce=bool(reduce))
+            for block, warps, stages, feed, reduce in (numbers[1:6], numbers[6:11])
+        ]
+        return cls(forward=tiles[0], backward=tiles[1], cublas=bool(numbers[0]))
+
+
+@dataclass(frozen=True)
+class EdgeOrder:
+    """The edges of a graph by receiver and by sender, worked out once a batch and shared by all layers.
+
+    All int32: senders and receivers (E), offsets (N + 1) into the orders (E); `receiver_order` is None where the edges lie so
+    already.
+    """
+
+    senders: Tensor
+    receivers: Tensor
+    receiver_offsets: Tensor
+    receiver_order: Tensor | None
+    sender_offsets: Tensor
+    sender_order: Tensor
+
+    @classmethod
+    def of(cls, senders: Tensor, receivers: Tensor, n_nodes: int) -> Self:
+        """Sort the edges; raises ValueError for an index outside [0, n_nodes).  Waits for the GPU."""
+        if senders.shape != receivers.shape or senders.dim() != 1:
+            raise ValueError(
+                f"senders {tuple(senders.shape)} and receivers {tuple(receivers.shape)} must be two lists of equal length"
+            )
+        if senders.numel():
+            low, high = (int(x) for x in torch.stack([senders, receivers]).aminmax())
+            if low < 0 or high >= n_nodes:
+                raise ValueError(f"edges name nodes from {low} to {high}, expected 0 to {n_nodes - 1}")
+        in_order = bool((receivers[1:] >= receivers[:-1]).all())
+        return cls(
+            senders.int().contiguous(),
+            receivers.int().contiguous(),
+            _offsets(receivers, n_nodes),
+            None if in_order else receivers.argsort(stable=True).int(),
+            _offsets(senders, n_nodes),
+            senders.argsort(stable=True).int(),
+        )
+
+
+def _offsets(index: Tensor, n_nodes: int) -> Tensor:
+    counts = torch.bincount(index, minlength=n_nodes)
+    return functional.pad(counts.cumsum(0), (1, 0)).int()
+
+
+class EdgeBlock(nn.Module):
+    """Edge update and the sum of edges that each node receives; see the module's text.
+
+    Parameters are FP32.  The kernels work on BF16 edges; others are cast, and new edges come back as edges came in.
+    """
+
+    def __init__(
+        self, width: int, precision: Precision = "bf16", *, settings: EdgeSettings | None = None, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        if precision not in ("bf16", "fp8"):
+            raise ValueError(f"precision is {precision!r}, expected 'bf16' or 'fp8'")
+        self.width = width
+        self.precision = precision
+        self.settings = EdgeSettings() if settings is None else settings
+        self.eps = eps
+        first = (3 * width) ** -0.5  # torch's range for a linear layer, of the concatenation
+        self.weight_sender = _uniform(first, width, width)
+        self.weight_receiver = _uniform(first, width, width)
+        self.weight_edge = _uniform(first, width, width)
+        self.bias_hidden = _uniform(first, width)
+        self.weight_out = _uniform(width**-0.5, width, width)
+        self.bias_out = _uniform(width**-0.5, width)
+        self.norm_weight = nn.Parameter(torch.ones(width))
+        self.norm_bias = nn.Parameter(torch.zeros(width))
+
+    def forward(
+        self, nodes: Tensor, edges: Tensor, senders: Tensor, receivers: Tensor, order: EdgeOrder | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return new edges (E, D) and what nodes (N, D) received, FP32; `order` is of the same senders and receivers.
+
+        Give `order` where layers share a graph, and under torch.compile: working it out waits for the GPU.
+        """
+        self._check(nodes, edges, senders, receivers, order)
+        if not self._has_kernels(edges.device):
+            return self._torch_forward(nodes, edges, senders.long(), receivers.long())
+        order = EdgeOrder.of(senders, receivers, nodes.shape[0]) if order is None else order
+        narrow = nodes.to(torch.bfloat16)
+        new_edges, received, _, _ = _edge_forward(
+            edges.to(torch.bfloat16).contiguous(),
+            functional.linear(narrow, self.weight_sender.to(narrow.dtype)),
+            functional.linear(narrow, self.weight_receiver.to(narrow.dtype), self.bias_hidden.to(narrow.dtype)),
+            self.weight_edge,
+            self.weight_out,
+            torch.stack([self.bias_out, self.norm_weight, self.norm_bias]),
+            order.senders,
+            order.receivers,
+            order.receiver_offsets,
+            order.receiver_order,
+            order.sender_offsets,
+            order.sender_order,
+            self.eps,
+            self.precision == "fp8",
+            self.settings.packed(),
+        )
+        return new_edges.to(edges.dtype), received
+
+    def _check(self, nodes: Tensor, edges: Tensor, senders: Tensor, receivers: Tensor, order: EdgeOrder | None) -> None:
+        n_edges = edges.shape[0]
+        if nodes.shape[1:] != (self.width,) or edges.shape[1:] != (self.width,):
+            raise ValueError(f"nodes {tuple(nodes.shape)} and edges {tuple(edges.shape)} must have width {self.width}")
+        if senders.shape != (n_edges,) or receivers.shape != (n_edges,):
+            raise ValueError(f"{n_edges} edges have senders {tuple(senders.shape)} and receivers {tuple(receivers.shape)}")
+        if order is not None and (order.senders.shape != (n_edges,) or order.sender_offsets.shape != (nodes.shape[0] + 1,)):
+            raise ValueError(
+                f"the order is of {order.senders.shape[0]} edges and {order.sender_offsets.shape[0] - 1} nodes, "
+                f"the graph has {n_edges} and {nodes.shape[0]}"
+            )
+
+    def _has_kernels(self, device: torch.device) -> bool:
+        if self.width not in KERNEL_WIDTHS or not use_kernels(device):
+            return False
+        return self.precision == "bf16" or device.type != "cuda" or has_fp8_gemm(device.index or 0)
+
+    def _torch_forward(self, nodes: Tensor, edges: Tensor, senders: Tensor, receivers: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the block by plain torch code."""
+        dtype = torch.promote_types(edges.dtype, torch.float32)
+        nodes, exact = nodes.to(dtype), edges.to(dtype)
+        weights = [w.to(dtype) for w in (self.weight_sender, self.weight_receiver, self.weight_edge, self.weight_out)]
+        ends = (
+            functional.linear(nodes, weights[0])[senders]
+            + functional.linear(nodes, weights[1], self.bias_hidden.to(dtype))[receivers]
+        )
+        hidden = functional.linear(self._rounded(exact, "row"), self._rounded(weights[2], "tensor")) + ends
+        activation = self._rounded(functional.silu(hidden), "row")
+        out = functional.linear(activation, self._rounded(weights[3], "tensor"), self.bias_out.to(dtype))
+        new_edges = exact + functional.layer_norm(
+            out, (self.width,), self.norm_weight.to(dtype), self.norm_bias.to(dtype), self.eps
+        )
+        received = torch.zeros_like(nodes).index_add(0, receivers, new_edges)
+        return new_edges.to(edges.dtype), received
+
+    def _rounded(self, x: Tensor, granularity: Granularity) -> Tensor:
+        """Round as FP8 would, passing gradients through; in BF16 leave x alone."""
+        if self.precision == "bf16":
+            return x
+        return x + (ScaledTensor.quantize(x.detach(), E4M3, granularity).dequantize(x.dtype) - x.detach())
+
+    def extra_repr(self) -> str:
+        """Name the width and the precision."""
+        return f"{self.width}, precision={self.precision!r}"
+
+
+def _uniform(limit: float, *shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape).uniform_(-limit, limit))
+
+
+@torch.library.custom_op("gnome::edge_forward", mutates_args=())
+def _edge_forward(  # noqa: PLR0913, PLR0917 - an operator takes tensors and numbers, no objects
+    edges: Tensor,
+    projected_senders: Tensor,
+    projected_receivers: Tensor,
+    weight_edge: Tensor,
+    weight_out: Tensor,
+    vectors: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+    receiver_offsets: Tensor,
+    receiver_order: Tensor | None,
+    sender_offsets: Tensor,
+    sender_order: Tensor,
+    eps: float,
+    fp8: bool,
+    settings: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return new edges (E, D) BF16, received (N, D) FP32, and what FP8 saves: payload (E, D) uint8, inverse scales (E).
+
+    What FP8 saves is empty in BF16.
+    The projections (N, D) BF16 are the node's parts of the hidden layer; vectors (3, D) FP32: second bias, the norm's scale and
+    shift.
+    """
+    from gnome.fp8.kernels.edge_launch import forward  # noqa: PLC0415 - Triton need not be installed
+
+    order = EdgeOrder(senders, receivers, receiver_offsets, receiver_order, sender_offsets, sender_order)
+    ends = (projected_senders, projected_receivers)
+    return forward(edges, ends, (weight_edge, weight_out, vectors), order, eps, fp8, EdgeSettings.unpacked(settings).forward)
+
+
+@_edge_forward.register_fake
+def _(edges: Tensor, projected_senders: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    saved_rows = edges.shape[0] if rest[-2] else 0
+    return (
+        torch.empty_like(edges),
+        torch.empty_like(projected_senders, dtype=torch.float32),
+        edges.new_empty((saved_rows, edges.shape[1]), dtype=torch.uint8),
+        edges.new_empty((saved_rows,), dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("gnome::edge_backward", mutates_args=())
+def _edge_backward(  # noqa: PLR0913, PLR0917 - as above
+    grad_edges: Tensor,
+    grad_received: Tensor,
+    saved: Tensor,
+    saved_inverse_scale: Tensor,
+    projected_senders: Tensor,
+    projected_receivers: Tensor,
+    weight_edge: Tensor,
+    weight_out: Tensor,
+    vectors: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+    receiver_offsets: Tensor,
+    receiver_order: Tensor | None,
+    sender_offsets: Tensor,
+    sender_order: Tensor,
+    eps: float,
+    fp8: bool,
+    settings: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the first six inputs of `_edge_forward`."""
+    from gnome.fp8.kernels.edge_launch import backward  # noqa: PLC0415 - Triton need not be installed
+
+    order = EdgeOrder(senders, receivers, receiver_offsets, receiver_order, sender_offsets, sender_order)
+    return backward(
+        (grad_edges, grad_received),
+        (saved, saved_inverse_scale),
+        (projected_senders, projected_receivers),
+        (weight_edge, weight_out, vectors),
+        order,
+        eps,
+        fp8,
+        EdgeSettings.unpacked(settings),
+    )
+
+
+@_edge_backward.register_fake
+def _(grad_edges: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return (torch.empty_like(grad_edges), *(torch.empty_like(x) for x in rest[3:8]))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    edges, *others = inputs[:12]
+    fp8 = inputs[13]
+    saved = (output[2], output[3]) if fp8 else (edges, output[3])
+    ctx.save_for_backward(*saved, *others)
+    ctx.numbers = inputs[12:]
+
+
+def _differentiate(ctx: Any, grad_edges: Tensor, grad_received: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradients = _edge_backward(grad_edges, grad_received, *ctx.saved_tensors, *ctx.numbers)
+    return (*gradients, *(None for _ in range(9)))
+
+
+_edge_forward.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,225 @@
+"""Parts of a transformer layer with the casts folded into what makes the numbers: RMS norm + linear, and a whole gated MLP.
+
+The same mathematics as separate norm, `Linear` and SwiGLU, and nearly the same numbers (normalised and gated values are cast from FP32
+instead of from 16 bits).  What is kept for backward is the input, in its own dtype, and, in the MLP, gate and up before
+the activation: no FP8 copy of what can be made from them again.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnome.errors import InvalidInput
+from gnome.fp8.formats import E5M2, GEMM_MULTIPLE
+from gnome.fp8.linear import Linear, LinearSettings, gradient_dtype, layer_of
+from gnome.fp8.producers import gated, gated_backward, norm_backward, normalized, normalized_columns
+from gnome.fp8.scaling import quantize_matrix
+
+
+class NormLinear(nn.Module):
+    """y = W (x / rms(x) * gain), x (..., width) to (..., out_features), without bias; `gain` starts at one."""
+
+    def __init__(
+        self, width: int, out_features: int, *, eps: float = 1e-6, settings: LinearSettings | None = None, **factory: Any
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(width, **factory))
+        self.linear = Linear(width, out_features, bias=False, settings=settings, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to the last dimension."""
+        _check_width(x, self.linear.in_features)
+        flat, linear = x.reshape(-1, x.shape[-1]), self.linear
+        states = linear.input_scaling.state, linear.gradient_scaling.state
+        y = _NormLinear.apply(flat, self.gain, linear.weight, *states, linear.handle, self.eps, linear.sink is not None)
+        return y.view(*x.shape[:-1], linear.out_features)
+
+
+class GatedMLP(nn.Module):
+    """y = W_down (silu(gate) * up) with [gate, up] = W_up (x / rms(x) * gain), x (..., width); no biases.
+
+    `up` holds gate above up, (2 hidden, width); `hidden` is a multiple of 16.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, *, eps: float = 1e-6, settings: LinearSettings | None = None, **factory: Any
+    ) -> None:
+        super().__init__()
+        if hidden % GEMM_MULTIPLE:
+            raise InvalidInput(f"hidden is {hidden}, which is not a multiple of {GEMM_MULTIPLE}")
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(width, **factory))
+        self.up = Linear(width, 2 * hidden, bias=False, settings=settings, **factory)
+        self.down = Linear(hidden, width, bias=False, settings=settings, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to the last dimension."""
+        _check_width(x, self.up.in_features)
+        up, down = self.up, self.down
+        states = [s.state for layer in (up, down) for s in (layer.input_scaling, layer.gradient_scaling)]
+        has_sink = up.sink is not None and down.sink is not None
+        y = _GatedMLP.apply(
+            x.reshape(-1, x.shape[-1]), self.gain, up.weight, down.weight, *states, up.handle, down.handle, self.eps, has_sink
+        )
+        return y.view(x.shape)
+
+
+def _check_width(x: Tensor, width: int) -> None:
+    if x.shape[-1] != width:
+        raise InvalidInput(f"this layer takes {width} features, the input has shape {tuple(x.shape)}")
+
+
+class _NormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, weight: Tensor, x_state: Tensor, g_state: Tensor, handle: Tensor, eps: float, sink: bool
+    ) -> Tensor:
+        call = norm_linear_op if torch.compiler.is_compiling() else norm_linear
+        y, inverse_rms, inverse_scale = call(x, gain, weight, x_state, handle, eps)
+        ctx.save_for_backward(x, gain, weight, inverse_rms, inverse_scale, g_state, handle)
+        ctx.sink = sink
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        call = norm_linear_backward_op if torch.compiler.is_compiling() else norm_linear_backward
+        x, gain, weight, inverse_rms, inverse_scale, g_state, handle = ctx.saved_tensors
+        dx, d_gain, dw = call(gradients[0], x, gain, weight, inverse_rms, inverse_scale, g_state, handle, ctx.sink)
+        return dx, d_gain, None if ctx.sink else dw, *[None] * 5
+
+
+class _GatedMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, up: Tensor, down: Tensor,
+        x_state: Tensor, u_state: Tensor, h_state: Tensor, y_state: Tensor,
+        up_handle: Tensor, down_handle: Tensor, eps: float, sink: bool,
+    ) -> Tensor:  # fmt: skip
+        call = gated_mlp_op if torch.compiler.is_compiling() else gated_mlp
+        y, u, *rest = call(x, gain, up, down, x_state, h_state, up_handle, down_handle, eps)
+        ctx.save_for_backward(x, gain, up, down, u, *rest, u_state, y_state, up_handle, down_handle)
+        ctx.sink = sink
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        call = gated_mlp_backward_op if torch.compiler.is_compiling() else gated_mlp_backward
+        dx, d_gain, d_up, d_down = call(gradients[0], *ctx.saved_tensors, ctx.sink)
+        return dx, d_gain, None if ctx.sink else d_up, None if ctx.sink else d_down, *[None] * 8
+
+
+def norm_linear(
+    x: Tensor, gain: Tensor, weight: Tensor, x_state: Tensor, handle: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y (M, out), 1 / rms (M,) and the inverse scale of the cast."""
+    layer = layer_of(handle)
+    state, current = layer.state_for_input(x_state)
+    operand, inverse_rms = normalized(x.contiguous(), gain, eps, state, current=current)
+    return layer.product(operand, weight, x.dtype), inverse_rms, operand.inverse_scale
+
+
+def norm_linear_backward(
+    g: Tensor, x: Tensor, gain: Tensor, weight: Tensor, inverse_rms: Tensor, inverse_scale: Tensor,
+    g_state: Tensor, handle: Tensor, sink: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of x, gain and weight."""
+    layer = layer_of(handle)
+    current = layer.gradient_scaling.starts_current()
+    grad = quantize_matrix(g, g_state, E5M2, current=current, rows=True, columns=True)
+    dn = layer.input_gradient(grad, weight, x.dtype)
+    x_columns = normalized_columns(x.contiguous(), gain, inverse_rms, inverse_scale)
+    dw = layer.weight_gradient(grad, x_columns, gradient_dtype(weight))
+    dx, d_gain = norm_backward(dn, x.contiguous(), gain, inverse_rms)
+    return dx, d_gain, layer.deliver(dw) if sink else dw
+
+
+def gated_mlp(
+    x: Tensor, gain: Tensor, up: Tensor, down: Tensor, x_state: Tensor, h_state: Tensor, up_handle: Tensor, down_handle: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return y (M, width), u = [gate, up] (M, 2 hidden), 1 / rms (M,), and the inverse scales of the two casts."""
+    up_layer, down_layer = layer_of(up_handle), layer_of(down_handle)
+    state, current = up_layer.state_for_input(x_state)
+    operand, inverse_rms = normalized(x.contiguous(), gain, eps, state, current=current)
+    u = up_layer.product(operand, up, x.dtype)
+    state, current = down_layer.state_for_input(h_state)
+    h = gated(u, state, current=current)
+    return down_layer.product(h, down, x.dtype), u, inverse_rms, operand.inverse_scale, h.inverse_scale
+
+
+def gated_mlp_backward(
+    g: Tensor, x: Tensor, gain: Tensor, up: Tensor, down: Tensor, u: Tensor, inverse_rms: Tensor, x_scale: Tensor, h_scale: Tensor,
+    u_state: Tensor, y_state: Tensor, up_handle: Tensor, down_handle: Tensor, sink: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of x, gain, and of both weights."""
+    up_layer, down_layer = layer_of(up_handle), layer_of(down_handle)
+    current = down_layer.gradient_scaling.starts_current()
+    grad = quantize_matrix(g, y_state, E5M2, current=current, rows=True, columns=True)
+    dh = down_layer.input_gradient(grad, down, x.dtype)
+    current = up_layer.gradient_scaling.starts_current()
+    h_columns, du = gated_backward(dh, u, h_scale, u_state, current=current)
+    d_down = down_layer.weight_gradient(grad, h_columns, gradient_dtype(down))
+    d_down = down_layer.deliver(d_down) if sink else d_down
+    dn = up_layer.input_gradient(du, up, x.dtype)
+    x_columns = normalized_columns(x.contiguous(), gain, inverse_rms, x_scale)
+    d_up = up_layer.weight_gradient(du, x_columns, gradient_dtype(up))
+    dx, d_gain = norm_backward(dn, x.contiguous(), gain, inverse_rms)
+    return dx, d_gain, up_layer.deliver(d_up) if sink else d_up, d_down
+
+
+def _op(name: str, function: Any, mutates: tuple[str, ...]) -> Any:
+    return torch.library.custom_op(f"gnome_fp8::{name}", function, mutates_args=mutates)
+
+
+norm_linear_op = _op("norm_linear", norm_linear, ("x_state",))
+norm_linear_backward_op = _op("norm_linear_backward", norm_linear_backward, ("g_state",))
+gated_mlp_op = _op("gated_mlp", gated_mlp, ("x_state", "h_state"))
+gated_mlp_backward_op = _op("gated_mlp_backward", gated_mlp_backward, ("u_state", "y_state"))
+
+
+def _scalar(x: Tensor) -> Tensor:
+    return x.new_empty((), dtype=torch.float32)
+
+
+@norm_linear_op.register_fake
+def _(x: Tensor, gain: Tensor, weight: Tensor, x_state: Tensor, handle: Tensor, eps: float) -> tuple[Tensor, ...]:
+    del gain, x_state, handle, eps
+    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], dtype=torch.float32), _scalar(x)
+
+
+@norm_linear_backward_op.register_fake
+def _(
+    g: Tensor, x: Tensor, gain: Tensor, weight: Tensor, inverse_rms: Tensor, inverse_scale: Tensor,
+    g_state: Tensor, handle: Tensor, sink: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    del g, inverse_rms, inverse_scale, g_state, handle
+    return torch.empty_like(x), torch.empty_like(gain), _fake_gradient(weight, sink)
+
+
+@gated_mlp_op.register_fake
+def _(
+    x: Tensor, gain: Tensor, up: Tensor, down: Tensor, x_state: Tensor, h_state: Tensor, up_handle: Tensor, down_handle: Tensor, eps: float
+) -> tuple[Tensor, ...]:
+    del gain, x_state, h_state, up_handle, down_handle, eps
+    m = x.shape[0]
+    return (
+        x.new_empty(m, down.shape[0]),
+        x.new_empty(m, up.shape[0]),
+        x.new_empty(m, dtype=torch.float32),
+        _scalar(x),
+        _scalar(x),
+    )
+
+
+@gated_mlp_backward_op.register_fake
+def _(
+    g: Tensor, x: Tensor, gain: Tensor, up: Tensor, down: Tensor, u: Tensor, inverse_rms: Tensor, x_scale: Tensor, h_scale: Tensor,
+    u_state: Tensor, y_state: Tensor, up_handle: Tensor, down_handle: Tensor, sink: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    del g, u, inverse_rms, x_scale, h_scale, u_state, y_state, up_handle, down_handle
+    return torch.empty_like(x), torch.empty_like(gain), _fake_gradient(up, sink), _fake_gradient(down, sink)
+
+
+def _fake_gradient(weight: Tensor, sink: bool) -> Tensor:
+    return weight.new_empty((0,) if sink else weight.shape, dtype=gradient_dtype(weight))

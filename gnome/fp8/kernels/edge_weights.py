@@ -1,0 +1,66 @@
+"""The two weights of an edge block as the tensor cores take them: both layouts, BF16 or E4M3 with a scale each, in one launch."""
+
+# ruff: noqa: N803 - Triton kernels: many pointers, capitals for compile-time sizes
+# mypy: disable-error-code="import-not-found, no-untyped-def, untyped-decorator"
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gnome.fp8.kernels.numerics import E4M3_MAX, inverse, scale_for
+
+ROWS = 32
+
+
+@dataclass(frozen=True)
+class EdgeWeights:
+    """Weights (D, D) for the hidden layer of an edge and for its output, each also transposed; inverse scales (2)."""
+
+    edge: Tensor
+    out: Tensor
+    edge_t: Tensor
+    out_t: Tensor
+    inverse_scales: Tensor
+
+
+@triton.jit
+def edge_weights_kernel(
+    weight_edge, weight_out, narrow, transposed, inverse_scales, D: tl.constexpr, ROWS: tl.constexpr, FP8: tl.constexpr
+):
+    """Write narrow and transposed (2, D, D), and in FP8 inverse_scales (2); a program a weight."""
+    which = tl.program_id(0)
+    weight = weight_edge if which == 0 else weight_out
+    column = tl.arange(0, D)[None, :]
+    scale = 1.0
+    if FP8:
+        amax = tl.zeros((ROWS,), tl.float32)
+        for first in range(0, D, ROWS):
+            row = first + tl.arange(0, ROWS)[:, None]
+            of_rows = tl.max(tl.abs(tl.load(weight + row * D + column).to(tl.float32)), 1)
+            amax = tl.where(of_rows > amax, of_rows, amax)
+        scale = scale_for(tl.max(amax, 0), E4M3_MAX, 1.0)
+        tl.store(inverse_scales + which, inverse(scale))
+    for first in range(0, D, ROWS):
+        row = first + tl.arange(0, ROWS)[:, None]
+        values = tl.load(weight + row * D + column).to(tl.float32)
+        if FP8:
+            values *= scale
+        values = values.to(narrow.dtype.element_ty)
+        tl.store(narrow + which * D * D + row * D + column, values)
+        tl.store(transposed + which * D * D + column * D + row, values)
+
+
+def edge_weights(weight_edge: Tensor, weight_out: Tensor, fp8: bool) -> EdgeWeights:
+    """Cast both weights (D, D) FP32."""
+    width = weight_edge.shape[0]
+    dtype = torch.float8_e4m3fn if fp8 else torch.bfloat16
+    narrow, transposed = (weight_edge.new_empty((2, width, width), dtype=dtype) for _ in range(2))
+    inverse_scales = weight_edge.new_ones(2, dtype=torch.float32)
+    edge_weights_kernel[(2,)](
+        weight_edge.contiguous(), weight_out.contiguous(), narrow, transposed, inverse_scales, D=width, ROWS=ROWS, FP8=fp8
+    )
+    return EdgeWeights(narrow[0], narrow[1], transposed[0], transposed[1], inverse_scales)

@@ -1,0 +1,122 @@
+"""From a matrix to the two FP8 layouts that its products need, in one pass, with its largest magnitude on the way."""
+
+# ruff: noqa: ANN001, ANN202, N803 - Triton kernels: pointers without types, capitals for compile-time sizes
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gnome.fp8.formats import E4M3, Format
+from gnome.fp8.kernels.numerics import E4M3_MAX, E5M2_MAX, inverse, scale_for
+
+WINDOW = tl.constexpr(16)
+TILE = (64, 128, 4)
+"""Rows, columns and warps of a program that casts."""
+
+
+@triton.jit
+def magnitude_bits(x):
+    """Return |x| as int32, whose order is that of the numbers, with infinity and NaN on top."""
+    return tl.abs(x).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _amax_kernel(x, amax_bits, numel, SIZE: tl.constexpr) -> None:
+    index = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    values = tl.load(x + index, mask=index < numel, other=0.0).to(tl.float32)
+    tl.atomic_max(amax_bits, tl.max(magnitude_bits(values), axis=0))
+
+
+@triton.jit
+def _roll_kernel(state, inverse_scale, TOP: tl.constexpr) -> None:
+    slots = tl.arange(0, WINDOW)
+    latest = tl.load(state + 1)
+    latest = tl.where(latest < float("inf"), latest, 0.0)  # also false for NaN
+    older = tl.load(state + 2 + slots - 1, mask=slots > 0, other=0.0)
+    history = tl.where(slots == 0, latest, older)
+    scale = scale_for(tl.max(history, axis=0), TOP, tl.load(state))
+    tl.debug_barrier()  # every slot is read before any is written
+    tl.store(state + 2 + slots, history)
+    tl.store(state, scale)
+    tl.store(state + 1, 0.0)
+    tl.store(inverse_scale, inverse(scale))
+
+
+@triton.jit
+def _current_scale_kernel(state, inverse_scale, TOP: tl.constexpr) -> None:
+    scale = scale_for(tl.load(state + 1), TOP, tl.load(state))
+    tl.store(state, scale)
+    tl.store(inverse_scale, inverse(scale))
+
+
+@triton.jit
+def _quantize_kernel(
+    x, rows, columns, state, n_row, n_column, n_row_padded, n_column_padded,
+    FP8: tl.constexpr, RECORD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
+) -> None:  # fmt: skip
+    first_row, first_column = tl.program_id(1) * M, tl.program_id(0) * N
+    row, column = first_row + tl.arange(0, M), first_column + tl.arange(0, N)
+    inside = (row[:, None] < n_row) & (column[None, :] < n_column)
+    corner = x + first_row.to(tl.int64) * n_column + first_column
+    offset = tl.arange(0, M)[:, None] * n_column + tl.arange(0, N)[None, :]
+    values = tl.load(corner + offset, mask=inside, other=0.0).to(tl.float32)
+    if RECORD:
+        tl.atomic_max((state + 1).to(tl.pointer_type(tl.int32)), tl.max(tl.max(magnitude_bits(values), axis=1), axis=0))
+    q = (values * tl.load(state)).to(FP8)
+    if ROWS:
+        target = rows + first_row.to(tl.int64) * n_column_padded + first_column
+        offset = tl.arange(0, M)[:, None] * n_column_padded + tl.arange(0, N)[None, :]
+        tl.store(target + offset, q, mask=(row[:, None] < n_row) & (column[None, :] < n_column_padded))
+    if COLUMNS:
+        target = columns + first_column.to(tl.int64) * n_row_padded + first_row
+        offset = tl.arange(0, N)[:, None] * n_row_padded + tl.arange(0, M)[None, :]
+        # Triton 3.6 transposes FP8 tiles that were loaded as FP32 wrongly; those are transposed before the cast.
+        turned = (tl.trans(values) * tl.load(state)).to(FP8) if x.dtype.element_ty == tl.float32 else tl.trans(q)
+        tl.store(target + offset, turned, mask=(column[:, None] < n_column_padded) & (row[None, :] < n_row_padded))
+
+
+def fp8_of(fmt: Format) -> tl.dtype:
+    """Return Triton's name of an FP8 format."""
+    return tl.float8e4nv if fmt == E4M3 else tl.float8e5
+
+
+def top_of(fmt: Format) -> tl.constexpr:
+    """Return the largest number of an FP8 format as kernels take it."""
+    return E4M3_MAX if fmt == E4M3 else E5M2_MAX
+
+
+def roll_scale(state: Tensor, fmt: Format, x: Tensor | None) -> Tensor:
+    """Set `state`'s scale from x itself, or, without x, from the window of earlier amax; returns the inverse scale, () FP32."""
+    inverse_scale = torch.empty((), dtype=torch.float32, device=state.device)
+    _roll_kernel[(1,)](state, inverse_scale, TOP=top_of(fmt), num_warps=1)
+    if x is not None:
+        size = 8192
+        _amax_kernel[(triton.cdiv(x.numel(), size),)](x, state[1:2].view(torch.int32), x.numel(), SIZE=size, num_warps=8)
+        _current_scale_kernel[(1,)](state, inverse_scale, TOP=top_of(fmt), num_warps=1)
+    return inverse_scale
+
+
+def quantize_both(x: Tensor, state: Tensor, fmt: Format, rows: Tensor | None, columns: Tensor | None, *, record: bool) -> None:
+    """Write x (M, K) times the scale in `state` into `rows` (M, K') and `columns` (K', M'), zeros in the padding."""
+    n_row, n_column = x.shape
+    n_row_padded = columns.shape[1] if columns is not None else n_row
+    n_column_padded = rows.shape[1] if rows is not None else columns.shape[0]  # type: ignore[union-attr]
+    tile_m, tile_n, num_warps = TILE
+    _quantize_kernel[(triton.cdiv(n_column_padded, tile_n), triton.cdiv(n_row_padded, tile_m))](
+        x,
+        rows,
+        columns,
+        state,
+        n_row,
+        n_column,
+        n_row_padded,
+        n_column_padded,
+        FP8=fp8_of(fmt),
+        RECORD=record,
+        ROWS=rows is not None,
+        COLUMNS=columns is not None,
+        M=tile_m,
+        N=tile_n,
+        num_warps=num_warps,
+    )

@@ -1,0 +1,48 @@
+"""How much is kept in few bits, as one setting: FP8-LM's levels and this package's own.
+
+| level | weights | gradients | moments | reduction |
+|---|---|---|---|---|
+| `O1` | FP16, scaled | E4M3 by tensor | FP32 | FP8 all-reduce, shared scale |
+| `O2` | FP16, scaled | E4M3 by tensor | E4M3 and FP16 by tensor | the same |
+| `O3` | E4M3, with an FP16 master where it is updated | E4M3 by tensor | E4M3 and FP16 by tensor | the same |
+| `default` | FP16, scaled, stochastic rounding | E4M3 by block | E4M3 and E4M3 root by block | FP8 all-to-all, FP32 sums |
+
+Products are FP8 in all of them.  Sources: FP8-LM, arXiv 2310.18313, section 2; MS-AMP's optimization levels.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gnome.errors import InvalidInput
+from gnome.fp8.gradients import GradientScaling
+from gnome.fp8.optimizer_state import States
+
+Weights = Literal["as they are", "fp16", "e4m3"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """Storage of weights, gradients and moments."""
+
+    name: str
+    weights: Weights
+    gradients: GradientScaling
+    states: States
+
+
+LEVELS = {
+    level.name: level
+    for level in (
+        Level("O1", "fp16", "tensor", "fp32"),
+        Level("O2", "fp16", "tensor", "fp8lm"),
+        Level("O3", "e4m3", "tensor", "fp8lm"),
+        Level("default", "fp16", "block", "block"),
+    )
+}
+
+
+def level_named(name: str) -> Level:
+    """Return a level; raises InvalidInput with the names there are."""
+    if name not in LEVELS:
+        raise InvalidInput(f"no level {name!r}; there are {', '.join(LEVELS)}")
+    return LEVELS[name]

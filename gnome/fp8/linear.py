@@ -1,0 +1,321 @@
+"""A linear layer whose three matrix products run in FP8.
+
+    forward           y  = x W^T      E4M3 x E4M3
+    input gradient    dx = g W        E5M2 x E4M3
+    weight gradient   dW = g^T x      E5M2 x E4M3
+
+Sums are FP32 and outputs 16 or 32 bits; bias and everything around the layer stay as they are.  Backward keeps x in FP8, transposed: one
+byte a number instead of two.  The weight is cast once after it changed, in both layouts (FP8-LM, arXiv 2310.18313; MS-AMP `FP8Linear`).
+
+To torch's tracers the two passes are single operations that find the layer's FP8 state by a handle at run time: what a
+compiled model sees does not depend on which call it is.
+"""
+
+import functools
+import itertools
+import math
+import warnings
+import weakref
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from gnome.errors import InvalidInput
+from gnome.fp8.formats import E4M3, E5M2
+from gnome.fp8.gradients import GradientStore
+from gnome.fp8.kernels.availability import has_fp8_gemm
+from gnome.fp8.scaling import Operand, Scaling, ScalingMode, padded, product, quantize_matrix
+from gnome.fp8.working_weight import WorkingWeight
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSettings:
+    """How a layer scales and sums.
+
+    `fast_forward`, `fast_backward`: Hopper's faster, shorter running sum (see `scaling.scaled_matmul`).
+    """
+
+    scaling: ScalingMode = "delayed"
+    fast_forward: bool = True
+    fast_backward: bool = False
+
+
+_handles = itertools.count()
+_layers: "weakref.WeakValueDictionary[int, Linear]" = weakref.WeakValueDictionary()
+
+
+class Linear(nn.Module):
+    """y = x W^T + b with x (..., in_features) and W (out_features, in_features) multiplied in FP8.
+
+    `weight` is FP32, BF16, or FP16 stored times `weight_scale`; sides that are not multiples of 16 are padded inside.  The output
+    has x's dtype, or autocast's.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,  # noqa: FBT001, FBT002 - the signature of torch.nn.Linear
+        *,
+        settings: LinearSettings | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if in_features < 1 or out_features < 1:
+            raise InvalidInput(f"a linear layer needs at least one input and output, not {in_features} and {out_features}")
+        self.in_features, self.out_features = in_features, out_features
+        self.settings = settings or LinearSettings()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.weight_scale: Tensor | None
+        self.register_buffer("weight_scale", None)
+        self.input_scaling = Scaling(E4M3, self.settings.scaling).to(device)
+        self.gradient_scaling = Scaling(E5M2, self.settings.scaling).to(device)
+        self.sink: tuple[GradientStore, int] | None = None
+        self.enroll()
+        self.reset_parameters()
+
+    @classmethod
+    def from_weight(cls, weight: nn.Parameter, bias: nn.Parameter | None, settings: LinearSettings | None = None) -> Self:
+        """Make a layer on parameters that exist, which it shares."""
+        n_out, n_in = weight.shape
+        layer = cls(n_in, n_out, bias=False, settings=settings, device="meta")
+        layer.input_scaling = Scaling(E4M3, layer.settings.scaling).to(weight.device)
+        layer.gradient_scaling = Scaling(E5M2, layer.settings.scaling).to(weight.device)
+        layer.weight, layer.bias = weight, bias
+        layer.enroll()
+        return layer
+
+    def enroll(self) -> None:
+        """Take a handle of one's own, forget what was cast, and let optimizers find the layer from its weight."""
+        number = next(_handles)
+        _layers[number] = self
+        self.handle = torch.tensor(number)
+        self.working = WorkingWeight()
+        self.weight.fp8_layer = weakref.ref(self)  # type: ignore[attr-defined]
+        self.weight.payload_scale = self.weight_scale  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.sink = None
+        self.enroll()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in {"working", "sink", "handle"}}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
+        super()._apply(fn, recurse)
+        self.enroll()
+        return self
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw initial values as torch.nn.Linear does."""
+        if self.weight.device.type == "meta":
+            return
+        values = torch.empty_like(self.weight, dtype=torch.float32)
+        nn.init.kaiming_uniform_(values, a=math.sqrt(5))
+        self.set_weight(values)
+        if self.bias is not None:
+            bound = self.in_features**-0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @torch.no_grad()
+    def set_weight(self, values: Tensor) -> None:
+        """Overwrite the weight by true (unscaled) values."""
+        self.weight.copy_(values if self.weight_scale is None else values * self.weight_scale)
+
+    def dense_weight(self) -> Tensor:
+        """Return the true weight in FP32."""
+        weight = self.weight.detach().float()
+        return weight if self.weight_scale is None else weight / self.weight_scale
+
+    def extra_repr(self) -> str:
+        """Sizes, bias, dtype of the weight."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, weight={self.weight.dtype}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to the last dimension."""
+        if x.shape[-1] != self.in_features:
+            raise InvalidInput(f"this layer takes {self.in_features} features, the input has shape {tuple(x.shape)}")
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        states = self.input_scaling.state, self.gradient_scaling.state
+        y = _Products.apply(x.reshape(-1, self.in_features), self.weight, *states, self.handle, dtype, self.sink is not None)
+        y = y.view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias.to(dtype)
+
+
+    def state_for_input(self, state: Tensor) -> tuple[Tensor, bool]:
+        """Return the scaling state of this call's input and whether it must be looked at first; evaluation leaves no trace."""
+        return (state, self.input_scaling.starts_current()) if self.training else (state.clone(), True)
+
+    def product(self, x: Operand, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return x W^T (M, out) of an input cast by rows."""
+        w = self.working.of(weight, self.weight_scale)
+        return product(x, w, dtype, fast=self.settings.fast_forward)[:, : self.out_features].contiguous()
+
+    def input_gradient(self, g: Operand, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return g W (M, in) of an output gradient cast by rows."""
+        w = self.working.of(weight, self.weight_scale)
+        transposed = Operand(w.columns, None, w.inverse_scale)
+        return product(g, transposed, dtype, fast=self.settings.fast_backward)[:, : self.in_features].contiguous()
+
+    def weight_gradient(self, g: Operand, x_columns: Operand, dtype: torch.dtype) -> Tensor:
+        """Return g^T x (out, in) of an output gradient cast by columns and the transposed input."""
+        g_columns = Operand(g.columns, None, g.inverse_scale)
+        dw = product(g_columns, x_columns, dtype, fast=self.settings.fast_backward)
+        return dw[: self.out_features, : self.in_features].contiguous()
+
+    def deliver(self, dw: Tensor) -> Tensor:
+        """Hand a weight gradient to the optimizer's store; returns an empty tensor in its place."""
+        if self.sink is not None:
+            store, index = self.sink
+            store.add(index, dw)
+        return dw.new_zeros(0)
+
+
+class _Products(torch.autograd.Function):
+    """The three products; x (M, K), weight (N, K)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, x_state: Tensor, g_state: Tensor, handle: Tensor, dtype: torch.dtype, has_sink: bool
+    ) -> Tensor:
+        """Return x W^T (M, N)."""
+        forward = linear_forward if torch.compiler.is_compiling() else multiply
+        y, columns, inverse_scale = forward(x, weight, x_state, handle, dtype, ctx.needs_input_grad[1])
+        ctx.save_for_backward(weight, columns if fp8_available(x.device) else x, inverse_scale, g_state, handle)
+        ctx.input_dtype, ctx.has_sink = x.dtype, has_sink
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x and weight; the weight's goes to the layer's sink where there is one."""
+        weight, kept, inverse_scale, g_state, handle = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        backward = linear_backward if torch.compiler.is_compiling() else multiply_backward
+        dx, dw = backward(
+            gradients[0], weight, kept, inverse_scale, g_state, handle, ctx.input_dtype, needs_x, needs_weight, ctx.has_sink
+        )
+        return (dx if needs_x else None, dw if needs_weight and not ctx.has_sink else None, *[None] * 5)
+
+
+def multiply(
+    x: Tensor, weight: Tensor, state: Tensor, handle: Tensor, dtype: torch.dtype, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x W^T (M, N), and x as backward needs it: FP8 (K', M') and its inverse scale, empty unless `keep`."""
+    layer = layer_of(handle)
+    nothing, no_scale = x.new_empty(0, dtype=E4M3.dtype), x.new_empty((), dtype=torch.float32)
+    if not fp8_available(x.device):
+        w = _dense(layer, weight).to(torch.bfloat16)
+        return (x.to(torch.bfloat16) @ w.t()).to(dtype), nothing, no_scale
+    if x.shape[0] == 0:
+        return x.new_empty(0, layer.out_features, dtype=dtype), nothing, no_scale
+    state, current = layer.state_for_input(state)
+    operand = quantize_matrix(x, state, E4M3, current=current, rows=True, columns=keep)
+    columns = nothing if operand.columns is None else operand.columns
+    return layer.product(operand, weight, dtype), columns, operand.inverse_scale
+
+
+def multiply_backward(
+    g: Tensor,
+    weight: Tensor,
+    kept: Tensor,
+    inverse_scale: Tensor,
+    state: Tensor,
+    handle: Tensor,
+    dtype: torch.dtype,
+    needs_x: bool,
+    needs_weight: bool,
+    has_sink: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return dx (M, K) and dW (N, K), empty where not needed; with a sink dW goes there."""
+    layer = layer_of(handle)
+    m, (n, k) = g.shape[0], weight.shape
+    weight_dtype = gradient_dtype(weight)
+    dx, dw = g.new_zeros(0, dtype=dtype), g.new_zeros(0, dtype=weight_dtype)
+    if m == 0:
+        dx = g.new_zeros(0, k, dtype=dtype)
+        dw = g.new_zeros(n, k, dtype=weight_dtype) if needs_weight and not has_sink else dw
+        return dx, dw
+    if not fp8_available(g.device):
+        dx = (g.to(torch.bfloat16) @ _dense(layer, weight).to(torch.bfloat16)).to(dtype) if needs_x else dx
+        dw = (g.to(torch.bfloat16).t() @ kept.to(torch.bfloat16)).to(weight_dtype) if needs_weight else dw
+    else:
+        current = layer.gradient_scaling.starts_current()
+        grad = quantize_matrix(g, state, E5M2, current=current, rows=needs_x, columns=needs_weight)
+        if needs_x:
+            dx = layer.input_gradient(grad, weight, dtype)
+        if needs_weight:
+            dw = layer.weight_gradient(grad, Operand(kept, None, inverse_scale), weight_dtype)
+    if needs_weight and has_sink:
+        dw = layer.deliver(dw)
+    return dx, dw
+
+
+def layer_of(handle: Tensor) -> Linear:
+    """Return the layer of a handle."""
+    return _layers[int(handle)]
+
+
+def gradient_dtype(weight: Tensor) -> torch.dtype:
+    """Dtype that a weight's gradient is computed in: FP32 for FP32 weights, else BF16, whose range FP16 lacks."""
+    return torch.float32 if weight.dtype == torch.float32 else torch.bfloat16
+
+
+def _dense(layer: Linear, weight: Tensor) -> Tensor:
+    return weight.detach().float() if layer.weight_scale is None else weight.detach().float() / layer.weight_scale
+
+
+linear_forward = torch.library.custom_op("gnome_fp8::linear_forward", multiply, mutates_args=("state",))
+linear_backward = torch.library.custom_op("gnome_fp8::linear_backward", multiply_backward, mutates_args=("state",))
+
+
+@linear_forward.register_fake
+def _(
+    x: Tensor, weight: Tensor, state: Tensor, handle: Tensor, dtype: torch.dtype, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    del state, handle
+    m, (n, k) = x.shape[0], weight.shape
+    columns = (padded(k), (m + 15) // 16 * 16) if keep and fp8_available(x.device) else (0,)
+    return (
+        x.new_empty(m, n, dtype=dtype),
+        x.new_empty(columns, dtype=E4M3.dtype),
+        x.new_empty((), dtype=torch.float32),
+    )
+
+
+@linear_backward.register_fake
+def _(
+    g: Tensor,
+    weight: Tensor,
+    kept: Tensor,
+    inverse_scale: Tensor,
+    state: Tensor,
+    handle: Tensor,
+    dtype: torch.dtype,
+    needs_x: bool,
+    needs_weight: bool,
+    has_sink: bool,
+) -> tuple[Tensor, Tensor]:
+    del kept, inverse_scale, state, handle
+    dx = g.new_empty((g.shape[0], weight.shape[1]) if needs_x else (0,), dtype=dtype)
+    dw = g.new_empty(weight.shape if needs_weight and not has_sink else (0,), dtype=gradient_dtype(weight))
+    return dx, dw
+
+
+@functools.cache
+def _warn_without_fp8(name: str) -> None:
+    warnings.warn(f"{name} does not multiply FP8 matrices (compute capability 8.9 is needed); using BF16", stacklevel=4)
+
+
+def fp8_available(device: torch.device) -> bool:
+    """Whether products on this device are FP8: yes on the CPU, where they are emulated; one warning where not."""
+    if device.type != "cuda" or has_fp8_gemm(device.index or 0):
+        return True
+    _warn_without_fp8(torch.cuda.get_device_name(device))
+    return False

@@ -1,0 +1,218 @@
+"""AdamW whose weights, moments and gradients stay in few bits: 5.1 bytes a parameter by default, 6 as FP8-LM has them.
+
+| bytes a parameter | master weight | gradient | first moment | second moment |
+|---|---|---|---|---|
+| `block` | FP16 2 | E4M3 1.03 | E4M3 1.03 | E4M3 root 1.03 |
+| `fp8lm` | FP16 2 | E4M3 1 | E4M3 1 | FP16 2 |
+| `fp32` | FP16 2 | E4M3 1.03 | FP32 4 | FP32 4 |
+
+That is with the FP16 weights of `convert_to_fp8(weights="fp16")`; BF16 weights cost the same, FP32 weights two bytes more.  Vectors, and
+matrices below `min_size`, keep native gradients and moments in their own dtype.
+
+One kernel updates all weights of a dtype; nothing waits for the device.  The step is skipped, and counted, when any gradient is not finite.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnome.errors import InvalidCheckpoint, InvalidInput
+from gnome.fp8.collectives import reduce_gradients
+from gnome.fp8.exact_parameters import ExactParameters
+from gnome.fp8.gradients import GradientStore
+from gnome.fp8.layout import Sharding, lay_out
+from gnome.fp8.optimizer_state import StateArena, States
+from gnome.fp8.optimizer_step import StepInputs, take_step
+from gnome.fp8.sharding import gather_share, mean_of, raise_to_largest, rank_and_size
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW (arXiv 1711.05101) over low-precision states.
+
+    `gradient_clip`: largest norm of all gradients together.  `lr` may be a tensor on the parameters' device, which a captured CUDA graph
+    reads anew at every replay.  `sharding`: each rank of `group` keeps the states of its share of the weights (ZeRO, arXiv 1910.02054): cut
+    evenly at blocks, or whole tensors spread greedily (FP8-LM).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        states: States = "block",
+        gradient_clip: float | None = None,
+        min_size: int = 4096,
+        seed: int = 0,
+        sharding: Sharding | None = None,
+        group: Any = None,
+    ) -> None:
+        _check(states, lr, betas, eps, weight_decay, sharding)
+        self.kind, self.gradient_clip, self.seed, self.group = states, gradient_clip, seed, group
+        self.rank, self.ranks = rank_and_size(group) if sharding else (0, 1)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.members = [(p, index) for index, own in enumerate(self.param_groups) for p in own["params"]]
+        if not all(p.is_floating_point() for p, _ in self.members):
+            raise InvalidInput("AdamW updates floating-point parameters only")
+        compact = [(p, g) for p, g in self.members if p.ndim > 1 and p.numel() >= min_size]
+        chosen = {id(p) for p, _ in compact}
+        self.exact = ExactParameters([(p, g) for p, g in self.members if id(p) not in chosen])
+        device = self.members[0][0].device
+        self.step_count = torch.zeros((), dtype=torch.int64, device=device)
+        self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.gradient_norm = torch.zeros((), device=device)
+        self.arenas: list[StateArena] = []
+        self.stores: list[GradientStore] = []
+        for dtype in sorted({p.dtype for p, _ in compact}, key=str):
+            self._adopt([(p, g) for p, g in compact if p.dtype == dtype], sharding or "even")
+        self._coefficient_rows: list[tuple[float, ...]] = []
+        self._fixed = torch.zeros(len(self.param_groups), 5, device=device)
+
+    def _adopt(self, members: list[tuple[nn.Parameter, int]], sharding: Sharding) -> None:
+        """Lay parameters of one dtype end to end, keep their gradients from now on in E4M3, and make their states."""
+        parameters = [p for p, _ in members]
+        layout = lay_out([p.numel() for p in parameters], world=self.ranks, sharding=sharding)
+        arena = StateArena.adopt(parameters, layout, self.kind, rank=self.rank, groups=[g for _, g in members], seed=self.seed)
+        store = GradientStore(layout, parameters[0].device, "tensor" if self.kind == "fp8lm" else "block")
+        for index, parameter in enumerate(parameters):
+            layer = getattr(parameter, "fp8_layer", lambda: None)()
+            if layer is not None:
+                layer.sink = (store, index)
+            parameter.register_post_accumulate_grad_hook(_absorb(store, index))
+        self.arenas.append(arena)
+        self.stores.append(store)
+
+    @torch.no_grad()
+    def reduce_gradients(self, **options: Any) -> None:
+        """Replace gradients by their mean over the ranks of the group, in FP8; see `collectives.reduce_gradients`."""
+        options.setdefault("mode", "fp8lm" if self.kind == "fp8lm" else "all_to_all")
+        for store in self.stores:
+            reduce_gradients(store, self.group, gather=self.ranks == 1, **options)
+        mean_of(self.exact.gradients(), self.group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update all parameters that have a gradient; nothing changes where any gradient is not finite."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        control = self._control()
+        self.step_count += (control[0] == 0).long()
+        self.skipped_steps += (control[0] > 0).long()
+        coefficients = self._coefficients()
+        for arena, store in zip(self.arenas, self.stores, strict=True):
+            arena.check_home()
+            arena.set_active(store.filled)
+            gradient, scale = store.share(arena.first_block, arena.last_block)
+            take_step(arena, StepInputs(gradient, scale, coefficients, control, self.step_count))
+            if self.ranks > 1:
+                raise_to_largest(arena.weight_amax, self.group)
+            arena.publish(self._gather)
+        self.exact.step(self.param_groups, control)
+        return loss
+
+    def _gather(self, share: Tensor) -> Tensor | None:
+        return gather_share(share, self.group) if self.ranks > 1 else None
+
+    def _control(self) -> Tensor:
+        """Whether the step is skipped (1 or 0), and the factor that clips the gradient."""
+        squares = [store.squared_norm() for store in self.stores]
+        squares += [norm.float().square() for norm in self.exact.gradient_norms()]
+        norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros_like(self.gradient_norm)
+        self.gradient_norm.copy_(norm)
+        clip = torch.ones_like(norm) if self.gradient_clip is None else (self.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
+        return torch.stack([(~torch.isfinite(norm)).float(), clip])
+
+    def _coefficients(self) -> Tensor:
+        """Return `optimizer_step.COEFFICIENTS` of each parameter group (groups, 8), FP32."""
+        device = self._fixed.device
+        rows = [
+            (0.0 if isinstance(own["lr"], Tensor) else own["lr"], *own["betas"], own["eps"], own["weight_decay"])
+            for own in self.param_groups
+        ]
+        if rows != self._coefficient_rows:
+            self._fixed.copy_(torch.tensor(rows, dtype=torch.float32))
+            self._coefficient_rows = rows
+        for index, own in enumerate(self.param_groups):
+            if isinstance(own["lr"], Tensor):
+                self._fixed[index, 0].copy_(own["lr"])
+        lr, beta1, beta2, eps, decay = self._fixed.double().unbind(1)
+        step = self.step_count.to(device).double()
+        correction = (1 - beta2**step).sqrt()
+        rate = lr * correction / (1 - beta1**step)
+        columns = [1 - lr * decay, rate, beta1, 1 - beta1, beta2.sqrt(), (1 - beta2).sqrt(), eps * correction, beta2]
+        return torch.stack(columns, dim=1).float()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
+        """Forget all gradients."""
+        super().zero_grad(set_to_none)
+        for store in self.stores:
+            store.clear()
+
+    def gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        """Return a parameter's gradient as the next step will use it, before clipping, FP32; None where it has none."""
+        for arena, store in zip(self.arenas, self.stores, strict=True):
+            for index, own in enumerate(arena.parameters):
+                if own is parameter:
+                    return store.value(index).view(parameter.shape) if store.filled[index] else None
+        return parameter.grad
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that an exact resume needs, by parameter: any number of ranks can load it.
+
+        With sharding every rank must call this.
+        """
+        return {
+            "states": self.kind,
+            "param_groups": [{k: v for k, v in own.items() if k != "params"} for own in self.param_groups],
+            "step_count": self.step_count.clone(),
+            "skipped_steps": self.skipped_steps.clone(),
+            "arenas": [arena.state(self._gather) for arena in self.arenas],
+            "exact": self.exact.state(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, after the model's own weights; raises InvalidCheckpoint where it does not fit."""
+        missing = {"states", "param_groups", "step_count", "skipped_steps", "arenas", "exact"} - set(state_dict)
+        if missing:
+            raise InvalidCheckpoint(f"optimizer state without {', '.join(sorted(missing))}")
+        if state_dict["states"] != self.kind:
+            raise InvalidCheckpoint(f"optimizer state is {state_dict['states']!r}, this optimizer keeps {self.kind!r}")
+        counts = [len(state_dict["param_groups"]), len(state_dict["arenas"]), len(state_dict["exact"])]
+        if counts != [len(self.param_groups), len(self.arenas), len(self.exact.members)]:
+            raise InvalidCheckpoint("optimizer state is of a model with other parameters or parameter groups")
+        for number, (arena, states) in enumerate(zip(self.arenas, state_dict["arenas"], strict=True)):
+            arena.load(states, f"arena {number}")
+        self.exact.load(state_dict["exact"])
+        for own, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            own.update(saved)
+        self.step_count.copy_(state_dict["step_count"])
+        self.skipped_steps.copy_(state_dict["skipped_steps"])
+
+
+def _absorb(store: GradientStore, index: int) -> Callable[[Tensor], None]:
+    """Return a hook that moves a parameter's fresh gradient into the store."""
+
+    def hook(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            store.add(index, parameter.grad)
+            parameter.grad = None
+
+    return hook
+
+
+def _check(states: str, lr: float | Tensor, betas: tuple[float, float], eps: float, decay: float, sharding: str | None) -> None:
+    if states not in {"block", "fp8lm", "fp32"}:
+        raise InvalidInput(f"states is {states!r}, expected block, fp8lm or fp32")
+    if sharding not in {None, "even", "whole"}:
+        raise InvalidInput(f"sharding is {sharding!r}, expected even, whole or None")
+    if states == "fp8lm" and sharding == "even":
+        raise InvalidInput("fp8lm scales moments by tensor and needs whole tensors on a rank: sharding='whole'")
+    if not all(0 <= beta < 1 for beta in betas) or eps < 0 or decay < 0 or float(lr) < 0:
+        raise InvalidInput(f"lr {lr}, betas {betas}, eps {eps} and weight_decay {decay} must be >= 0, betas below 1")
