@@ -185,7 +185,7 @@ def working_arms(contestants: Contestants) -> tuple[str, ...]:
 
 def kernel_times(contestants: Contestants, device: torch.device) -> dict[str, tuple[float, int]]:
     """Median time in ms, and bytes touched, of quantising all gradients and of adding a shard, without a network."""
-    from gnome.fp8.kernels.reduction import KernelReduction  # noqa: PLC0415 - needs Triton
+    from gnome.fp8.kernels.reduction import KernelReduction
 
     store, layout, ranks = contestants.stores["all to all"], contestants.layout, contestants.ranks
     first, last = layout.shard(contestants.rank)

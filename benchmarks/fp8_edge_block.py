@@ -137,7 +137,7 @@ def check(width: int, n_edges: int, settings: dict[Precision, EdgeSettings]) -> 
     """Print relative L2 errors of results and gradients against FP64."""
     graph = random_graph(n_edges, width, "cuda")
     exact = make_block(width, "bf16", EdgeSettings(), "cuda").double()
-    exact._has_kernels = lambda _: False  # type: ignore[method-assign]  # noqa: SLF001 - plain torch code on the GPU
+    exact._has_kernels = lambda _: False  # type: ignore[method-assign]
     doubled = {name: getattr(graph, name).detach().double() for name in ("nodes", "edges")}
     expected = all_results(exact, replace(graph, **{name: x.requires_grad_() for name, x in doubled.items()}))
     rows, worst = [], {}
@@ -157,7 +157,7 @@ def check(width: int, n_edges: int, settings: dict[Precision, EdgeSettings]) -> 
 
 def launches(graph: Graph, block: EdgeBlock) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return forward and backward of the kernels with settings to be tried, outside autograd."""
-    from gnome.fp8.kernels import edge_launch  # noqa: PLC0415 - Triton need not be installed
+    from gnome.fp8.kernels import edge_launch
 
     fp8 = block.precision == "fp8"
     with torch.no_grad():
@@ -314,7 +314,7 @@ def compare(n_edges: int, width: int, settings: dict[Precision, EdgeSettings], d
     calls: dict[str, tuple[nn.Module, Callable[..., tuple[Tensor, Tensor]]]] = {"unfused": (unfused, unfused)}
     calls |= {f"fused {name}": (block, with_order(block, graph)) for name, block in blocks.items()}
     if time.monotonic() < deadline:
-        torch._dynamo.reset()  # noqa: SLF001 - the documented way to compile for one shape
+        torch._dynamo.reset()
         calls["unfused compiled"] = (unfused, torch.compile(unfused, dynamic=False))
     arms = {name: lambda block=block, call=call: step(graph, block, call) for name, (block, call) in calls.items()}
     timings = time_in_turns(arms, warm_up=4, samples=15)

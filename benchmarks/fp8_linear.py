@@ -22,7 +22,9 @@ def shapes(width: int) -> list[tuple[int, int]]:
     return [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
 
 
-def both_passes(layers: list[nn.Module], inputs: list[Tensor], gradients: list[Tensor], weights: list[Tensor]) -> Callable[[], None]:
+def both_passes(
+    layers: list[nn.Module], inputs: list[Tensor], gradients: list[Tensor], weights: list[Tensor]
+) -> Callable[[], None]:
     """Forward and backward of each layer; touching the weights makes every arm cast them again."""
 
     def run() -> None:
@@ -49,7 +51,9 @@ def products_only(width: int, inputs: list[Tensor], gradients: list[Tensor], *, 
         for x, w, g in sets:
             product(x, w, torch.bfloat16, fast=True)
             product(g, Operand(w.columns, None, w.inverse_scale), torch.bfloat16, fast=fast)
-            product(Operand(g.columns, None, g.inverse_scale), Operand(x.columns, None, x.inverse_scale), torch.bfloat16, fast=fast)
+            product(
+                Operand(g.columns, None, g.inverse_scale), Operand(x.columns, None, x.inverse_scale), torch.bfloat16, fast=fast
+            )
 
     return run
 

@@ -83,7 +83,9 @@ def main() -> None:
     rows = []
     for name, t in timings.items():
         each = t.median / count * 1e9
-        rows.append((name, each, f"{t.low / count * 1e9:.2f}-{t.high / count * 1e9:.2f}", f"{base / t.median:.2f}x", sizes.get(name, "")))
+        rows.append(
+            (name, each, f"{t.low / count * 1e9:.2f}-{t.high / count * 1e9:.2f}", f"{base / t.median:.2f}x", sizes.get(name, ""))
+        )
         write_row("fp8_optimizer", arm=name, parameters=count, ms_per_1e9=each, ratio=base / t.median)
     profile(arms["ours, block"], "ours, block")
     print_table(("arm", "ms per 1e9 parameters", "quartiles", "beside fused", "bytes a parameter"), rows)

@@ -3,7 +3,8 @@
     python benchmarks/fp8_training_step.py [--models 8B-layers 1.3B] [--profile]
 
 `8B-layers`: four layers of an 8B model (width 4096, 32 heads, 8 of keys and values, gated MLP of 14336), 2 x 4096 tokens, without
-embedding and head.  `1.3B`: 24 layers of width 2048 with embedding, head and loss, 8 x 2048 tokens; embedding and head stay BF16 in every arm.
+embedding and head.  `1.3B`: 24 layers of width 2048 with embedding, head and loss, 8 x 2048 tokens; embedding and head stay BF16 in
+every arm.
 Random tokens and weights, the same model code but for the layers that an arm is about.  Attention is the same in all arms.
 """
 
@@ -208,8 +209,12 @@ def measure(name: str, shape: Shape, options: argparse.Namespace) -> None:
         for kind, t in timings.items():
             ratio = timings[reference].median / t.median
             speed = shape.batch * shape.tokens / t.median * 1e3
-            rows.append((kind, t.median, f"{t.low:.1f}-{t.high:.1f}", f"{ratio:.2f}x", round(speed), t.peak / 1e9, arms[kind].note))
-            write_row("fp8_training_step", model=name, what=what, arm=kind, ms=t.median, ratio=ratio, reference=reference, peak=t.peak)
+            rows.append(
+                (kind, t.median, f"{t.low:.1f}-{t.high:.1f}", f"{ratio:.2f}x", round(speed), t.peak / 1e9, arms[kind].note)
+            )
+            write_row(
+                "fp8_training_step", model=name, what=what, arm=kind, ms=t.median, ratio=ratio, reference=reference, peak=t.peak
+            )
         print(f"\n{name}, {what}; ratios beside {reference}")
         print_table(("arm", "ms", "quartiles", "ratio", "tokens/s", "all arms' peak GB", ""), rows)
         if options.profile:

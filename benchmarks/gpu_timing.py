@@ -56,7 +56,9 @@ def time_in_turns(
 def profile(run: Callable[[], None], name: str) -> None:
     """Print the kernels of one run, longest first."""
     run()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]) as recorded:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    ) as recorded:
         run()
         torch.cuda.synchronize()
     events = [e for e in recorded.key_averages() if e.self_device_time_total > 0]

@@ -90,7 +90,7 @@ def train_command(
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 60,
     batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 256,
     learning_rate: Annotated[float, typer.Option(help="At the start; it falls linearly to zero.")] = 5.55e-4,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp8.")] = "fp32",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
     as_json: Json = False,
 ) -> None:

@@ -48,8 +48,8 @@ class TrainRequest:
             raise InvalidInput(f"kind {self.kind!r}, expected structural or compositional")
         if not self.method:
             raise InvalidInput("name the method behind the energies with --method, for example --method pbe-mp2020")
-        if self.precision not in {"fp32", "bf16"}:
-            raise InvalidInput(f"precision {self.precision!r}, expected fp32 or bf16")
+        if self.precision not in {"fp32", "bf16", "fp8"}:
+            raise InvalidInput(f"precision {self.precision!r}, expected fp32, bf16 or fp8")
         if self.out.suffix != ".safetensors":
             raise InvalidInput(f"--out {self.out}: the name of weights ends in .safetensors")
         for name in ("members", "width", "epochs", "batch_size"):

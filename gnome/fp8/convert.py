@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from gnome.errors import InvalidInput
 from gnome.fp8.formats import E4M3, FP16, GEMM_MULTIPLE, power_of_two_scale, saturating_cast
-from gnome.fp8.levels import Weights
 from gnome.fp8.linear import Linear, LinearSettings
 from gnome.fp8.optimizer_state import WEIGHT_MARGIN
 
 Filter = Callable[[str, nn.Module], bool]
+Weights = Literal["as they are", "fp16", "e4m3"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,11 @@ def convert_to_fp8(
     converted: list[str] = []
     kept: list[tuple[str, str]] = []
     made: dict[int, Linear] = {}
-    parents = [(f"{prefix}.{name}" if prefix else name, parent, name) for prefix, parent in model.named_modules() for name in parent._modules]  # noqa: SLF001, E501
+    parents = [
+        (f"{prefix}.{name}" if prefix else name, parent, name)
+        for prefix, parent in model.named_modules()
+        for name in parent._modules  # noqa: SLF001 - unlike named_children it names a shared layer every time
+    ]
     for path, parent, name in parents:
         layer = getattr(parent, name)
         if layer is None or not _is_linear(layer):
@@ -71,7 +76,7 @@ def _is_linear(layer: nn.Module) -> bool:
     return kind is nn.Linear or (kind.__name__ == "Linear" and kind.__module__.startswith("torch_geometric.nn."))
 
 
-def _reason_to_keep(path: str, layer: nn.Module, wanted: Filter | None, min_features: int) -> str | None:
+def _reason_to_keep(path: str, layer: Any, wanted: Filter | None, min_features: int) -> str | None:
     """Why a linear layer is left alone; None if it is not."""
     weight = layer.weight
     if isinstance(weight, nn.parameter.UninitializedParameter):
@@ -86,6 +91,26 @@ def _reason_to_keep(path: str, layer: nn.Module, wanted: Filter | None, min_feat
     if wanted is not None and not wanted(path, layer):
         return "filtered out"
     return None
+
+
+@torch.no_grad()
+def restore_linear(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Put torch.nn.Linear layers with the true weights in `dtype` in the place of all FP8 ones, in place."""
+    restored: dict[int, nn.Linear] = {}
+    for parent in list(model.modules()):
+        for name, layer in list(parent._modules.items()):  # noqa: SLF001
+            if isinstance(layer, Linear):
+                if id(layer) not in restored:
+                    restored[id(layer)] = _plain(layer, dtype)
+                setattr(parent, name, restored[id(layer)])
+
+
+def _plain(layer: Linear, dtype: torch.dtype) -> nn.Linear:
+    plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta", dtype=dtype)
+    plain.weight = nn.Parameter(layer.dense_weight().to(dtype), requires_grad=layer.weight.requires_grad)
+    if layer.bias is not None:
+        plain.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=layer.bias.requires_grad)
+    return plain.train(layer.training)
 
 
 @torch.no_grad()

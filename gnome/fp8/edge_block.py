@@ -217,7 +217,7 @@ def _uniform(limit: float, *shape: int) -> nn.Parameter:
 
 
 @torch.library.custom_op("gnome::edge_forward", mutates_args=())
-def _edge_forward(  # noqa: PLR0913, PLR0917 - an operator takes tensors and numbers, no objects
+def _edge_forward(
     edges: Tensor,
     projected_senders: Tensor,
     projected_receivers: Tensor,
@@ -259,7 +259,7 @@ def _(edges: Tensor, projected_senders: Tensor, *rest: Any) -> tuple[Tensor, Ten
 
 
 @torch.library.custom_op("gnome::edge_backward", mutates_args=())
-def _edge_backward(  # noqa: PLR0913, PLR0917 - as above
+def _edge_backward(
     grad_edges: Tensor,
     grad_received: Tensor,
     saved: Tensor,

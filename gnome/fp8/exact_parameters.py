@@ -34,18 +34,15 @@ class ExactParameters:
         """Update; `control` (2,) says whether to skip and by what factor gradients are clipped."""
         for index, group in enumerate(param_groups):
             for dtype in {p.dtype for p, g in self.members if g == index}:
-                own = [
-                    i
-                    for i, (p, g) in enumerate(self.members)
-                    if g == index and p.dtype == dtype and p.grad is not None
-                ]
+                own = [i for i, (p, g) in enumerate(self.members) if g == index and p.dtype == dtype and p.grad is not None]
                 if not own:
                     continue
                 steps = [self.steps[i] for i in own]
-                torch._foreach_add_(steps, 1 - control[0])  # noqa: SLF001
-                torch._fused_adamw_(  # noqa: SLF001 - what torch.optim.AdamW(fused=True) calls
+                gradients = [g for i in own if (g := self.members[i][0].grad) is not None]
+                torch._foreach_add_(steps, 1 - control[0])
+                torch._fused_adamw_(
                     [self.members[i][0] for i in own],
-                    [self.members[i][0].grad for i in own],
+                    gradients,
                     [self.first[i] for i in own],
                     [self.second[i] for i in own],
                     [],

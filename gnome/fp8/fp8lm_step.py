@@ -1,7 +1,7 @@
 """The optimizer step of FP8-LM: moments scaled by tensor, so that new scales need a pass before the one that writes.
 
-First moment E4M3, second moment FP16, FP16 weights, each with one scale a tensor from the magnitudes it is about to store (window 1), rounded
-to nearest (arXiv 2310.18313, section 2.2; MS-AMP `LBAdamW`).  Both passes compute the same numbers; MS-AMP's second one reads
+First moment E4M3, second moment FP16, FP16 weights, each with one scale a tensor from the magnitudes it is about to store (window 1),
+rounded to nearest (arXiv 2310.18313, section 2.2; MS-AMP `LBAdamW`).  Both passes compute the same numbers; MS-AMP's second one reads
 its scales on the host, here they stay on the device.
 """
 
@@ -77,7 +77,8 @@ def _updated(arena: StateArena, inputs: StepInputs, blocks: slice) -> tuple[Tens
     kept, rate, beta1, rest1, _, root_rest2, eps, beta2 = inputs.coefficients[arena.groups[tensor].long()][:, :, None].unbind(1)
     factor = inputs.control[1] / inputs.gradient_scale[blocks, None]
     g, m, v, w = (
-        flat[numbers].view(-1, BLOCK).float() for flat in (inputs.gradient, arena.first.payload, arena.second.payload, arena.weights)
+        flat[numbers].view(-1, BLOCK).float()
+        for flat in (inputs.gradient, arena.first.payload, arena.second.payload, arena.weights)
     )
     m = (beta1 / arena.first.scale[tensor, None]) * m + (rest1 * factor) * g
     new_part = (root_rest2 * factor) * g

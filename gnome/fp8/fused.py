@@ -33,7 +33,7 @@ class NormLinear(nn.Module):
         _check_width(x, self.linear.in_features)
         flat, linear = x.reshape(-1, x.shape[-1]), self.linear
         states = linear.input_scaling.state, linear.gradient_scaling.state
-        y = _NormLinear.apply(flat, self.gain, linear.weight, *states, linear.handle, self.eps, linear.sink is not None)
+        y = _NormLinear.apply(flat, self.gain, linear.weight, *states, linear.handle, self.eps, linear.delivers_to_sink())
         return y.view(*x.shape[:-1], linear.out_features)
 
 
@@ -59,7 +59,9 @@ class GatedMLP(nn.Module):
         _check_width(x, self.up.in_features)
         up, down = self.up, self.down
         states = [s.state for layer in (up, down) for s in (layer.input_scaling, layer.gradient_scaling)]
-        has_sink = up.sink is not None and down.sink is not None
+        has_sink = up.delivers_to_sink()
+        if has_sink != down.delivers_to_sink():
+            raise InvalidInput("both weights of a GatedMLP belong to the same optimizer, or to none")
         y = _GatedMLP.apply(
             x.reshape(-1, x.shape[-1]), self.gain, up.weight, down.weight, *states, up.handle, down.handle, self.eps, has_sink
         )
@@ -74,7 +76,15 @@ def _check_width(x: Tensor, width: int) -> None:
 class _NormLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gain: Tensor, weight: Tensor, x_state: Tensor, g_state: Tensor, handle: Tensor, eps: float, sink: bool
+        ctx: Any,
+        x: Tensor,
+        gain: Tensor,
+        weight: Tensor,
+        x_state: Tensor,
+        g_state: Tensor,
+        handle: Tensor,
+        eps: float,
+        sink: bool,
     ) -> Tensor:
         call = norm_linear_op if torch.compiler.is_compiling() else norm_linear
         y, inverse_rms, inverse_scale = call(x, gain, weight, x_state, handle, eps)
@@ -105,7 +115,7 @@ class _GatedMLP(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        call = gated_mlp_backward_op if torch.compiler.is_compiling() else gated_mlp_backward
+        call: Any = gated_mlp_backward_op if torch.compiler.is_compiling() else gated_mlp_backward
         dx, d_gain, d_up, d_down = call(gradients[0], *ctx.saved_tensors, ctx.sink)
         return dx, d_gain, None if ctx.sink else d_up, None if ctx.sink else d_down, *[None] * 8
 
@@ -116,7 +126,7 @@ def norm_linear(
     """Return y (M, out), 1 / rms (M,) and the inverse scale of the cast."""
     layer = layer_of(handle)
     state, current = layer.state_for_input(x_state)
-    operand, inverse_rms = normalized(x.contiguous(), gain, eps, state, current=current)
+    operand, inverse_rms = normalized(x.contiguous(), gain, eps, state, current=current, watch=layer.watch("input"))
     return layer.product(operand, weight, x.dtype), inverse_rms, operand.inverse_scale
 
 
@@ -127,7 +137,8 @@ def norm_linear_backward(
     """Return the gradients of x, gain and weight."""
     layer = layer_of(handle)
     current = layer.gradient_scaling.starts_current()
-    grad = quantize_matrix(g, g_state, E5M2, current=current, rows=True, columns=True)
+    watch = layer.watch("output gradient")
+    grad = quantize_matrix(g, g_state, E5M2, current=current, rows=True, columns=True, watch=watch)
     dn = layer.input_gradient(grad, weight, x.dtype)
     x_columns = normalized_columns(x.contiguous(), gain, inverse_rms, inverse_scale)
     dw = layer.weight_gradient(grad, x_columns, gradient_dtype(weight))
@@ -136,15 +147,23 @@ def norm_linear_backward(
 
 
 def gated_mlp(
-    x: Tensor, gain: Tensor, up: Tensor, down: Tensor, x_state: Tensor, h_state: Tensor, up_handle: Tensor, down_handle: Tensor, eps: float
+    x: Tensor,
+    gain: Tensor,
+    up: Tensor,
+    down: Tensor,
+    x_state: Tensor,
+    h_state: Tensor,
+    up_handle: Tensor,
+    down_handle: Tensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return y (M, width), u = [gate, up] (M, 2 hidden), 1 / rms (M,), and the inverse scales of the two casts."""
     up_layer, down_layer = layer_of(up_handle), layer_of(down_handle)
     state, current = up_layer.state_for_input(x_state)
-    operand, inverse_rms = normalized(x.contiguous(), gain, eps, state, current=current)
+    operand, inverse_rms = normalized(x.contiguous(), gain, eps, state, current=current, watch=up_layer.watch("input"))
     u = up_layer.product(operand, up, x.dtype)
     state, current = down_layer.state_for_input(h_state)
-    h = gated(u, state, current=current)
+    h = gated(u, state, current=current, watch=down_layer.watch("input"))
     return down_layer.product(h, down, x.dtype), u, inverse_rms, operand.inverse_scale, h.inverse_scale
 
 
@@ -155,10 +174,11 @@ def gated_mlp_backward(
     """Return the gradients of x, gain, and of both weights."""
     up_layer, down_layer = layer_of(up_handle), layer_of(down_handle)
     current = down_layer.gradient_scaling.starts_current()
-    grad = quantize_matrix(g, y_state, E5M2, current=current, rows=True, columns=True)
+    watch = down_layer.watch("output gradient")
+    grad = quantize_matrix(g, y_state, E5M2, current=current, rows=True, columns=True, watch=watch)
     dh = down_layer.input_gradient(grad, down, x.dtype)
     current = up_layer.gradient_scaling.starts_current()
-    h_columns, du = gated_backward(dh, u, h_scale, u_state, current=current)
+    h_columns, du = gated_backward(dh, u, h_scale, u_state, current=current, watch=up_layer.watch("output gradient"))
     d_down = down_layer.weight_gradient(grad, h_columns, gradient_dtype(down))
     d_down = down_layer.deliver(d_down) if sink else d_down
     dn = up_layer.input_gradient(du, up, x.dtype)
@@ -182,14 +202,12 @@ def _scalar(x: Tensor) -> Tensor:
     return x.new_empty((), dtype=torch.float32)
 
 
-@norm_linear_op.register_fake
-def _(x: Tensor, gain: Tensor, weight: Tensor, x_state: Tensor, handle: Tensor, eps: float) -> tuple[Tensor, ...]:
+def _fake_norm_linear(x: Tensor, gain: Tensor, weight: Tensor, x_state: Tensor, handle: Tensor, eps: float) -> tuple[Tensor, ...]:
     del gain, x_state, handle, eps
     return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], dtype=torch.float32), _scalar(x)
 
 
-@norm_linear_backward_op.register_fake
-def _(
+def _fake_norm_linear_backward(
     g: Tensor, x: Tensor, gain: Tensor, weight: Tensor, inverse_rms: Tensor, inverse_scale: Tensor,
     g_state: Tensor, handle: Tensor, sink: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -197,9 +215,16 @@ def _(
     return torch.empty_like(x), torch.empty_like(gain), _fake_gradient(weight, sink)
 
 
-@gated_mlp_op.register_fake
-def _(
-    x: Tensor, gain: Tensor, up: Tensor, down: Tensor, x_state: Tensor, h_state: Tensor, up_handle: Tensor, down_handle: Tensor, eps: float
+def _fake_gated_mlp(
+    x: Tensor,
+    gain: Tensor,
+    up: Tensor,
+    down: Tensor,
+    x_state: Tensor,
+    h_state: Tensor,
+    up_handle: Tensor,
+    down_handle: Tensor,
+    eps: float,
 ) -> tuple[Tensor, ...]:
     del gain, x_state, h_state, up_handle, down_handle, eps
     m = x.shape[0]
@@ -212,13 +237,21 @@ def _(
     )
 
 
-@gated_mlp_backward_op.register_fake
-def _(
+def _fake_gated_mlp_backward(
     g: Tensor, x: Tensor, gain: Tensor, up: Tensor, down: Tensor, u: Tensor, inverse_rms: Tensor, x_scale: Tensor, h_scale: Tensor,
     u_state: Tensor, y_state: Tensor, up_handle: Tensor, down_handle: Tensor, sink: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     del g, u, inverse_rms, x_scale, h_scale, u_state, y_state, up_handle, down_handle
     return torch.empty_like(x), torch.empty_like(gain), _fake_gradient(up, sink), _fake_gradient(down, sink)
+
+
+for _op_, _fake in (
+    (norm_linear_op, _fake_norm_linear),
+    (norm_linear_backward_op, _fake_norm_linear_backward),
+    (gated_mlp_op, _fake_gated_mlp),
+    (gated_mlp_backward_op, _fake_gated_mlp_backward),
+):
+    _op_.register_fake(_fake)
 
 
 def _fake_gradient(weight: Tensor, sink: bool) -> Tensor:

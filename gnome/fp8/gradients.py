@@ -5,7 +5,6 @@ and rounded again.  The sum of squares is taken on the way in, so that the norm 
 both show as a norm that is not finite.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -86,7 +85,9 @@ class GradientStore:
     def _filled_squares(self) -> Tensor:
         if all(self.filled):
             return self.squares
-        return torch.where(torch.tensor(self.filled, device=self.squares.device), self.squares, 0.0)
+        filled = torch.tensor(self.filled)
+        filled = filled.pin_memory() if self.squares.is_cuda else filled
+        return torch.where(filled.to(self.squares.device, non_blocking=True), self.squares, 0.0)
 
     def clear(self) -> None:
         """Forget the gradients; their bytes stay allocated."""

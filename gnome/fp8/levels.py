@@ -11,13 +11,16 @@ Products are FP8 in all of them.  Sources: FP8-LM, arXiv 2310.18313, section 2; 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
+
+from torch import nn
 
 from gnome.errors import InvalidInput
+from gnome.fp8.convert import ConversionReport, Filter, Weights, convert_to_fp8
 from gnome.fp8.gradients import GradientScaling
+from gnome.fp8.linear import LinearSettings
+from gnome.fp8.optimizer import AdamW
 from gnome.fp8.optimizer_state import States
-
-Weights = Literal["as they are", "fp16", "e4m3"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,26 @@ LEVELS = {
 }
 
 
-def level_named(name: str) -> Level:
-    """Return a level; raises InvalidInput with the names there are."""
-    if name not in LEVELS:
-        raise InvalidInput(f"no level {name!r}; there are {', '.join(LEVELS)}")
-    return LEVELS[name]
+def prepare(
+    model: nn.Module,
+    level: str = "default",
+    *,
+    filter: Filter | None = None,  # noqa: A002 - as in convert_to_fp8
+    settings: LinearSettings | None = None,
+    **optimizer: Any,
+) -> tuple[AdamW, ConversionReport]:
+    """Convert a model in place and make its optimizer, at one level; `optimizer` goes to `AdamW`.
+
+    Weight decay is for matrices: vectors get none.
+    """
+    if level not in LEVELS:
+        raise InvalidInput(f"no level {level!r}; there are {', '.join(LEVELS)}")
+    chosen = LEVELS[level]
+    report = convert_to_fp8(model, filter, settings=settings, weights=chosen.weights)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return AdamW(groups, states=chosen.states, gradients=chosen.gradients, **optimizer), report

@@ -22,11 +22,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from gnome.errors import InvalidInput
-from gnome.fp8.formats import E4M3, E5M2
+from gnome.errors import InvalidCheckpoint, InvalidInput
+from gnome.fp8.formats import E4M3, E5M2, FP16, saturating_cast
 from gnome.fp8.gradients import GradientStore
 from gnome.fp8.kernels.availability import has_fp8_gemm
+from gnome.fp8.scaled_tensor import check_scale
 from gnome.fp8.scaling import Operand, Scaling, ScalingMode, padded, product, quantize_matrix
+from gnome.fp8.watch import Watch
 from gnome.fp8.working_weight import WorkingWeight
 
 
@@ -57,7 +59,7 @@ class Linear(nn.Module):
         self,
         in_features: int,
         out_features: int,
-        bias: bool = True,  # noqa: FBT001, FBT002 - the signature of torch.nn.Linear
+        bias: bool = True,
         *,
         settings: LinearSettings | None = None,
         device: torch.device | str | None = None,
@@ -75,6 +77,8 @@ class Linear(nn.Module):
         self.input_scaling = Scaling(E4M3, self.settings.scaling).to(device)
         self.gradient_scaling = Scaling(E5M2, self.settings.scaling).to(device)
         self.sink: tuple[GradientStore, int] | None = None
+        self.watches: dict[str, Watch] = {}
+        self.watching = False
         self.enroll()
         self.reset_parameters()
 
@@ -106,10 +110,33 @@ class Linear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in {"working", "sink", "handle"}}
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self.enroll()
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Load weights stored as here, or plain ones, which are scaled; raises InvalidCheckpoint where a scale is missing or wrong."""
+        name, saved, scale = prefix.rstrip("."), state_dict.get(prefix + "weight"), state_dict.get(prefix + "weight_scale")
+        if scale is not None:
+            check_scale(scale, torch.Size(()), f"{name}.weight")
+            if self.weight_scale is None or (saved is not None and saved.dtype != self.weight.dtype):
+                found = "nothing" if saved is None else saved.dtype
+                raise InvalidCheckpoint(
+                    f"{name}.weight: saved as {found} with a scale, the layer stores {self.weight.dtype}; convert the model with the same "
+                    "weights= before loading"
+                )
+        elif saved is not None and self.weight_scale is not None:
+            if saved.dtype in {torch.float16, E4M3.dtype}:
+                raise InvalidCheckpoint(f"{name}.weight: saved as {saved.dtype} without its weight_scale")
+            payload = saved.float() * self.weight_scale.to(saved.device)
+            fmt = E4M3 if self.weight.dtype == E4M3.dtype else FP16
+            state_dict = {
+                **state_dict,
+                prefix + "weight": saturating_cast(payload, fmt),
+                prefix + "weight_scale": self.weight_scale,
+            }
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -144,10 +171,22 @@ class Linear(nn.Module):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         states = self.input_scaling.state, self.gradient_scaling.state
-        y = _Products.apply(x.reshape(-1, self.in_features), self.weight, *states, self.handle, dtype, self.sink is not None)
+        y = _Products.apply(x.reshape(-1, self.in_features), self.weight, *states, self.handle, dtype, self.delivers_to_sink())
         y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias.to(dtype)
 
+    def watch(self, operand: str) -> Watch | None:
+        """Return where this call's cast of an operand is recorded, if it is."""
+        return self.watches[operand] if self.watching else None
+
+    def delivers_to_sink(self) -> bool:
+        """Whether the weight's gradient goes to an optimizer's store; raises InvalidInput where it must and cannot."""
+        if self.sink is None and self.weight_scale is not None and self.weight.requires_grad and torch.is_grad_enabled():
+            raise InvalidInput(
+                f"this layer's weight is stored in {self.weight.dtype} times a scale, which only gnome.fp8.AdamW updates: make the optimizer "
+                "before the first training step, or convert with weights='as they are'"
+            )
+        return self.sink is not None
 
     def state_for_input(self, state: Tensor) -> tuple[Tensor, bool]:
         """Return the scaling state of this call's input and whether it must be looked at first; evaluation leaves no trace."""
@@ -216,7 +255,7 @@ def multiply(
     if x.shape[0] == 0:
         return x.new_empty(0, layer.out_features, dtype=dtype), nothing, no_scale
     state, current = layer.state_for_input(state)
-    operand = quantize_matrix(x, state, E4M3, current=current, rows=True, columns=keep)
+    operand = quantize_matrix(x, state, E4M3, current=current, rows=True, columns=keep, watch=layer.watch("input"))
     columns = nothing if operand.columns is None else operand.columns
     return layer.product(operand, weight, dtype), columns, operand.inverse_scale
 
@@ -247,7 +286,8 @@ def multiply_backward(
         dw = (g.to(torch.bfloat16).t() @ kept.to(torch.bfloat16)).to(weight_dtype) if needs_weight else dw
     else:
         current = layer.gradient_scaling.starts_current()
-        grad = quantize_matrix(g, state, E5M2, current=current, rows=needs_x, columns=needs_weight)
+        watch = layer.watch("output gradient")
+        grad = quantize_matrix(g, state, E5M2, current=current, rows=needs_x, columns=needs_weight, watch=watch)
         if needs_x:
             dx = layer.input_gradient(grad, weight, dtype)
         if needs_weight:
@@ -276,9 +316,7 @@ linear_backward = torch.library.custom_op("gnome_fp8::linear_backward", multiply
 
 
 @linear_forward.register_fake
-def _(
-    x: Tensor, weight: Tensor, state: Tensor, handle: Tensor, dtype: torch.dtype, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, state: Tensor, handle: Tensor, dtype: torch.dtype, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     del state, handle
     m, (n, k) = x.shape[0], weight.shape
     columns = (padded(k), (m + 15) // 16 * 16) if keep and fp8_available(x.device) else (0,)

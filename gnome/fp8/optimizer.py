@@ -21,22 +21,23 @@ from torch import Tensor, nn
 from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.fp8.collectives import reduce_gradients
 from gnome.fp8.exact_parameters import ExactParameters
-from gnome.fp8.gradients import GradientStore
+from gnome.fp8.gradients import GradientScaling, GradientStore
+from gnome.fp8.kernels.availability import use_kernels
 from gnome.fp8.layout import Sharding, lay_out
 from gnome.fp8.optimizer_state import StateArena, States
-from gnome.fp8.optimizer_step import StepInputs, take_step
+from gnome.fp8.optimizer_step import StepInputs, step_coefficients, take_step
 from gnome.fp8.sharding import gather_share, mean_of, raise_to_largest, rank_and_size
 
 
 class AdamW(torch.optim.Optimizer):
     """AdamW (arXiv 1711.05101) over low-precision states.
 
-    `gradient_clip`: largest norm of all gradients together.  `lr` may be a tensor on the parameters' device, which a captured CUDA graph
+    `gradients`: scales of the E4M3 gradients, by block unless `states` is fp8lm.  `gradient_clip`: largest norm of all gradients together.  `lr` may be a tensor on the parameters' device, which a captured CUDA graph
     reads anew at every replay.  `sharding`: each rank of `group` keeps the states of its share of the weights (ZeRO, arXiv 1910.02054): cut
     evenly at blocks, or whole tensors spread greedily (FP8-LM).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - torch's signature, and what is new by name only
         self,
         params: Iterable[Any],
         lr: float | Tensor = 1e-3,
@@ -45,6 +46,7 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 1e-2,
         *,
         states: States = "block",
+        gradients: GradientScaling | None = None,
         gradient_clip: float | None = None,
         min_size: int = 4096,
         seed: int = 0,
@@ -52,13 +54,14 @@ class AdamW(torch.optim.Optimizer):
         group: Any = None,
     ) -> None:
         _check(states, lr, betas, eps, weight_decay, sharding)
+        self.gradient_scaling: GradientScaling = gradients or ("tensor" if states == "fp8lm" else "block")
         self.kind, self.gradient_clip, self.seed, self.group = states, gradient_clip, seed, group
         self.rank, self.ranks = rank_and_size(group) if sharding else (0, 1)
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.members = [(p, index) for index, own in enumerate(self.param_groups) for p in own["params"]]
         if not all(p.is_floating_point() for p, _ in self.members):
             raise InvalidInput("AdamW updates floating-point parameters only")
-        compact = [(p, g) for p, g in self.members if p.ndim > 1 and p.numel() >= min_size]
+        compact = [(p, g) for p, g in self.members if _is_scaled(p) or (p.ndim > 1 and p.numel() >= min_size)]
         chosen = {id(p) for p, _ in compact}
         self.exact = ExactParameters([(p, g) for p, g in self.members if id(p) not in chosen])
         device = self.members[0][0].device
@@ -69,15 +72,15 @@ class AdamW(torch.optim.Optimizer):
         self.stores: list[GradientStore] = []
         for dtype in sorted({p.dtype for p, _ in compact}, key=str):
             self._adopt([(p, g) for p, g in compact if p.dtype == dtype], sharding or "even")
-        self._coefficient_rows: list[tuple[float, ...]] = []
-        self._fixed = torch.zeros(len(self.param_groups), 5, device=device)
+        self._settings_rows: list[tuple[float, ...]] = []
+        self._settings = torch.zeros(len(self.param_groups), 5, device=device)
 
     def _adopt(self, members: list[tuple[nn.Parameter, int]], sharding: Sharding) -> None:
         """Lay parameters of one dtype end to end, keep their gradients from now on in E4M3, and make their states."""
         parameters = [p for p, _ in members]
         layout = lay_out([p.numel() for p in parameters], world=self.ranks, sharding=sharding)
         arena = StateArena.adopt(parameters, layout, self.kind, rank=self.rank, groups=[g for _, g in members], seed=self.seed)
-        store = GradientStore(layout, parameters[0].device, "tensor" if self.kind == "fp8lm" else "block")
+        store = GradientStore(layout, parameters[0].device, self.gradient_scaling)
         for index, parameter in enumerate(parameters):
             layer = getattr(parameter, "fp8_layer", lambda: None)()
             if layer is not None:
@@ -89,22 +92,19 @@ class AdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def reduce_gradients(self, **options: Any) -> None:
         """Replace gradients by their mean over the ranks of the group, in FP8; see `collectives.reduce_gradients`."""
-        options.setdefault("mode", "fp8lm" if self.kind == "fp8lm" else "all_to_all")
+        options.setdefault("mode", "fp8lm" if self.gradient_scaling == "tensor" else "all_to_all")
         for store in self.stores:
             reduce_gradients(store, self.group, gather=self.ranks == 1, **options)
         mean_of(self.exact.gradients(), self.group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient; nothing changes where any gradient is not finite."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        control = self._control()
-        self.step_count += (control[0] == 0).long()
-        self.skipped_steps += (control[0] > 0).long()
-        coefficients = self._coefficients()
+        control, coefficients = self._prepare()
         for arena, store in zip(self.arenas, self.stores, strict=True):
             arena.check_home()
             arena.set_active(store.filled)
@@ -119,36 +119,45 @@ class AdamW(torch.optim.Optimizer):
     def _gather(self, share: Tensor) -> Tensor | None:
         return gather_share(share, self.group) if self.ranks > 1 else None
 
-    def _control(self) -> Tensor:
-        """Whether the step is skipped (1 or 0), and the factor that clips the gradient."""
+    def _prepare(self) -> tuple[Tensor, Tensor]:
+        """Count the step, and return `StepInputs.control` and `StepInputs.coefficients` (groups, 8)."""
         squares = [store.squared_norm() for store in self.stores]
         squares += [norm.float().square() for norm in self.exact.gradient_norms()]
-        norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros_like(self.gradient_norm)
-        self.gradient_norm.copy_(norm)
-        clip = torch.ones_like(norm) if self.gradient_clip is None else (self.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
-        return torch.stack([(~torch.isfinite(norm)).float(), clip])
+        total = torch.stack(squares).sum() if squares else torch.zeros_like(self.gradient_norm)
+        settings = self._group_settings()
+        if use_kernels(total.device):
+            from gnome.fp8.kernels.step_inputs import write_control  # noqa: PLC0415 - needs Triton
 
-    def _coefficients(self) -> Tensor:
-        """Return `optimizer_step.COEFFICIENTS` of each parameter group (groups, 8), FP32."""
-        device = self._fixed.device
+            control, coefficients = total.new_empty(2), total.new_empty(len(settings), 8)
+            counts = self.step_count, self.skipped_steps
+            write_control(total, settings, self.gradient_norm, control, coefficients, *counts, self.gradient_clip)
+            return control, coefficients
+        norm = total.sqrt()
+        self.gradient_norm.copy_(norm)
+        factor = (self.gradient_clip or float("inf")) / (norm + 1e-6)
+        clip = torch.where(factor < 1, factor, 1.0)
+        skip = ~torch.isfinite(norm)
+        self.step_count += 1 - skip.long()
+        self.skipped_steps += skip.long()
+        return torch.stack([skip.float(), clip]), step_coefficients(settings, self.step_count)
+
+    def _group_settings(self) -> Tensor:
+        """Return lr, betas, eps and weight decay of each parameter group (groups, 5), FP32 on the device."""
         rows = [
             (0.0 if isinstance(own["lr"], Tensor) else own["lr"], *own["betas"], own["eps"], own["weight_decay"])
             for own in self.param_groups
         ]
-        if rows != self._coefficient_rows:
-            self._fixed.copy_(torch.tensor(rows, dtype=torch.float32))
-            self._coefficient_rows = rows
+        if rows != self._settings_rows:
+            on_host = torch.tensor(rows, dtype=torch.float32)
+            on_host = on_host.pin_memory() if self._settings.is_cuda else on_host
+            self._settings.copy_(on_host, non_blocking=True)
+            self._settings_rows = rows
         for index, own in enumerate(self.param_groups):
             if isinstance(own["lr"], Tensor):
-                self._fixed[index, 0].copy_(own["lr"])
-        lr, beta1, beta2, eps, decay = self._fixed.double().unbind(1)
-        step = self.step_count.to(device).double()
-        correction = (1 - beta2**step).sqrt()
-        rate = lr * correction / (1 - beta1**step)
-        columns = [1 - lr * decay, rate, beta1, 1 - beta1, beta2.sqrt(), (1 - beta2).sqrt(), eps * correction, beta2]
-        return torch.stack(columns, dim=1).float()
+                self._settings[index, 0].copy_(own["lr"])
+        return self._settings
 
-    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients."""
         super().zero_grad(set_to_none)
         for store in self.stores:
@@ -194,6 +203,11 @@ class AdamW(torch.optim.Optimizer):
             own.update(saved)
         self.step_count.copy_(state_dict["step_count"])
         self.skipped_steps.copy_(state_dict["skipped_steps"])
+
+
+def _is_scaled(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is stored times a scale, which no other optimizer knows."""
+    return getattr(parameter, "payload_scale", None) is not None
 
 
 def _absorb(store: GradientStore, index: int) -> Callable[[Tensor], None]:

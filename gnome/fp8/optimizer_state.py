@@ -33,8 +33,8 @@ CHUNK_BLOCKS = 1 << 14
 class StateArena:
     """Parameters of one dtype and their moments, laid out flat; this rank's share is blocks `first_block` to `last_block`.
 
-    `home` holds all parameters, which are views of it; `weights` is the share's master copy, a view of `home` or, beside E4M3 parameters, FP16
-    of its own.  `first`, `second`, `owners` (block -> parameter) cover the share; `weight_scale`, `weight_amax` (of the unscaled
+    `home` holds all parameters, which are views of it; `weights` is the share's master copy, a view of `home` or, beside E4M3 parameters,
+    FP16 of its own.  `first`, `second`, `owners` (block -> parameter) cover the share; `weight_scale`, `weight_amax` (of the unscaled
     master), `groups` and `active` have one entry for each parameter.
     """
 
@@ -130,7 +130,8 @@ class StateArena:
         """Leave out the parameters that have no gradient."""
         if list(filled) != self._active:
             self._active = list(filled)
-            self.active.copy_(torch.tensor(self._active, dtype=torch.int32))
+            active = torch.tensor(self._active, dtype=torch.int32)
+            self.active.copy_(active.pin_memory() if self.active.is_cuda else active, non_blocking=True)
 
     def check_home(self) -> None:
         """Raise InvalidInput when a parameter was moved away from the flat buffer that is updated."""
@@ -187,7 +188,9 @@ class StateArena:
                 saved = state.get(key)
                 if saved is None or saved.shape != part.shape or saved.dtype != part.dtype:
                     found = "nothing" if saved is None else f"{saved.dtype} {tuple(saved.shape)}"
-                    raise InvalidCheckpoint(f"{name}, parameter {index}: {key} is {found}, expected {part.dtype} {tuple(part.shape)}")
+                    raise InvalidCheckpoint(
+                        f"{name}, parameter {index}: {key} is {found}, expected {part.dtype} {tuple(part.shape)}"
+                    )
                 if key.endswith("scale"):
                     check_scale(saved, part.shape, f"{name}, parameter {index}, {key}")
                 part.copy_(saved)

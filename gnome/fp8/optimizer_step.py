@@ -36,8 +36,8 @@ COEFFICIENTS = ("kept", "rate", "beta1", "1 - beta1", "sqrt(beta2)", "sqrt(1 - b
 class StepInputs:
     """What a step needs beside the state, all on the device.
 
-    `gradient` E4M3 and `gradient_scale` (blocks,) of the share; `coefficients` (groups, 8), see `COEFFICIENTS`; `control` (2,): 1 if the step is skipped, and
-    the factor that clips the gradient; `step` int64 scalar, from 1.
+    `gradient` E4M3 and `gradient_scale` (blocks,) of the share; `coefficients` (groups, 8), see `COEFFICIENTS`; `control` (2,): 1 if the
+    step is skipped, and the factor that clips the gradient; `step` int64 scalar, from 1.
     """
 
     gradient: Tensor
@@ -45,6 +45,15 @@ class StepInputs:
     coefficients: Tensor
     control: Tensor
     step: Tensor
+
+
+def step_coefficients(settings: Tensor, step: Tensor) -> Tensor:
+    """Return `COEFFICIENTS` (groups, 8) from lr, betas, eps and weight decay (groups, 5) and the number of the step."""
+    lr, beta1, beta2, eps, decay = settings.double().unbind(1)
+    correction = (1 - beta2 ** step.double()).sqrt()
+    rate = lr * correction / (1 - beta1 ** step.double())
+    columns = [1 - lr * decay, rate, beta1, 1 - beta1, beta2.sqrt(), (1 - beta2).sqrt(), eps * correction, beta2]
+    return torch.stack(columns, dim=1).float()
 
 
 def take_step(arena: StateArena, inputs: StepInputs) -> None:
@@ -67,6 +76,12 @@ def take_step(arena: StateArena, inputs: StepInputs) -> None:
 
 def _choose_weight_scale(arena: StateArena, control: Tensor) -> None:
     """Set the scale that this step writes weights with, from the magnitudes that the last one saw."""
+    if use_kernels(control.device):
+        from gnome.fp8.kernels.step_inputs import choose_weight_scale  # noqa: PLC0415 - needs Triton
+
+        scales = arena.weight_amax, arena.weight_scale, arena.new_weight_scale
+        choose_weight_scale(*scales, arena.active, control, WEIGHT_MARGIN)
+        return
     chosen = power_of_two_scale(arena.weight_amax, FP16, previous=arena.weight_scale, margin=WEIGHT_MARGIN)
     arena.new_weight_scale.copy_(torch.where((control[0] > 0) | (arena.active == 0), arena.weight_scale, chosen))
     arena.weight_amax.copy_(torch.where((control[0] > 0) | (arena.active == 0), arena.weight_amax, 0.0))  # else seen anew
@@ -82,14 +97,17 @@ def _step_chunk(arena: StateArena, blocks: slice, inputs: StepInputs) -> None:
     tensor = owner.clamp(min=0)
     real = ((owner >= 0) & (arena.active[tensor] > 0))[:, None]
     by_block = arena.states == "block"
-    kept, rate, beta1, rest1, root_beta2, root_rest2, eps, _ = inputs.coefficients[arena.groups[tensor].long()][:, :, None].unbind(1)
+    kept, rate, beta1, rest1, root_beta2, root_rest2, eps, _ = inputs.coefficients[arena.groups[tensor].long()][
+        :, :, None
+    ].unbind(1)
     g_factor = inputs.control[1] / inputs.gradient_scale[blocks, None]
     m_factor = 1 / arena.first.scale[blocks, None] if by_block else torch.ones_like(g_factor)
     root_factor = 1 / arena.second.scale[blocks, None] if by_block else torch.ones_like(g_factor)
     if arena.scaled:
         kept = kept / arena.weight_scale[tensor, None]
     g, m, root, w = (
-        flat[numbers].view(-1, BLOCK).float() for flat in (inputs.gradient, arena.first.payload, arena.second.payload, arena.weights)
+        flat[numbers].view(-1, BLOCK).float()
+        for flat in (inputs.gradient, arena.first.payload, arena.second.payload, arena.weights)
     )
     m = (beta1 * m_factor) * m + (rest1 * g_factor) * g
     old_part, new_part = (root_beta2 * root_factor) * root, (root_rest2 * g_factor) * g

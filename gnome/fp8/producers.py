@@ -11,11 +11,14 @@ from torch.nn import functional
 from gnome.fp8.formats import E4M3, E5M2
 from gnome.fp8.kernels.availability import use_kernels
 from gnome.fp8.scaling import Operand, padded, quantize_matrix, roll_scale
+from gnome.fp8.watch import Watch
 
 
-def normalized(x: Tensor, gain: Tensor, eps: float, state: Tensor, *, current: bool) -> tuple[Operand, Tensor]:
+def normalized(
+    x: Tensor, gain: Tensor, eps: float, state: Tensor, *, current: bool, watch: Watch | None = None
+) -> tuple[Operand, Tensor]:
     """Return x / rms(x) * gain (M, K) in E4M3, by rows, and 1 / rms (M,) (Zhang & Sennrich, arXiv 1910.07467)."""
-    if use_kernels(x.device) and not current and x.shape[1] == padded(x.shape[1]):
+    if use_kernels(x.device) and not current and watch is None and x.shape[1] == padded(x.shape[1]):
         from gnome.fp8.kernels.producers import norm_rows  # noqa: PLC0415 - needs Triton
 
         inverse_scale = roll_scale(state, E4M3, None)
@@ -23,7 +26,7 @@ def normalized(x: Tensor, gain: Tensor, eps: float, state: Tensor, *, current: b
         return Operand(rows, None, inverse_scale), inverse_rms
     inverse_rms = (x.float().square().mean(1) + eps).rsqrt()
     values = x.float() * inverse_rms[:, None] * gain.float()
-    return quantize_matrix(values, state, E4M3, current=current, rows=True, columns=False), inverse_rms
+    return quantize_matrix(values, state, E4M3, current=current, rows=True, columns=False, watch=watch), inverse_rms
 
 
 def normalized_columns(x: Tensor, gain: Tensor, inverse_rms: Tensor, inverse_scale: Tensor) -> Operand:
@@ -48,19 +51,21 @@ def norm_backward(g: Tensor, x: Tensor, gain: Tensor, inverse_rms: Tensor) -> tu
     return dx.to(x.dtype), (g.float() * unit).sum(0).to(gain.dtype)
 
 
-def gated(u: Tensor, state: Tensor, *, current: bool) -> Operand:
+def gated(u: Tensor, state: Tensor, *, current: bool, watch: Watch | None = None) -> Operand:
     """Return silu(gate) * up (M, F) of u = [gate, up] (M, 2F) in E4M3, by rows (Shazeer, arXiv 2002.05202)."""
-    if use_kernels(u.device) and not current:
+    if use_kernels(u.device) and not current and watch is None:
         from gnome.fp8.kernels.producers import swiglu_rows  # noqa: PLC0415 - needs Triton
 
         inverse_scale = roll_scale(state, E4M3, None)
         return Operand(swiglu_rows(u, state, E4M3), None, inverse_scale)
-    return quantize_matrix(_swiglu(u), state, E4M3, current=current, rows=True, columns=False)
+    return quantize_matrix(_swiglu(u), state, E4M3, current=current, rows=True, columns=False, watch=watch)
 
 
-def gated_backward(g: Tensor, u: Tensor, inverse_scale: Tensor, state: Tensor, *, current: bool) -> tuple[Operand, Operand]:
+def gated_backward(
+    g: Tensor, u: Tensor, inverse_scale: Tensor, state: Tensor, *, current: bool, watch: Watch | None = None
+) -> tuple[Operand, Operand]:
     """Return the gated values by columns as `rows` of an operand, and the gradient of u (M, 2F) in E5M2, both ways."""
-    if use_kernels(u.device) and not current:
+    if use_kernels(u.device) and not current and watch is None:
         from gnome.fp8.kernels.producers import swiglu_backward  # noqa: PLC0415 - needs Triton
 
         g_inverse_scale = roll_scale(state, E5M2, None)
@@ -70,8 +75,9 @@ def gated_backward(g: Tensor, u: Tensor, inverse_scale: Tensor, state: Tensor, *
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
     du = torch.cat([g.float() * up * (sigmoid + silu * (1 - sigmoid)), g.float() * silu], dim=1)
-    h = cast_columns(silu * up, inverse_scale)
-    return h, quantize_matrix(du, state, E5M2, current=current, rows=True, columns=True)
+    return cast_columns(silu * up, inverse_scale), quantize_matrix(
+        du, state, E5M2, current=current, rows=True, columns=True, watch=watch
+    )
 
 
 def _swiglu(u: Tensor) -> Tensor:

@@ -72,7 +72,9 @@ class ScaledTensor:
         return {"payload": self.payload, "scale": self.scale}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], fmt: Format, granularity: Granularity = "tensor", *, name: str = "tensor") -> Self:
+    def from_state(
+        cls, state: Mapping[str, Tensor], fmt: Format, granularity: Granularity = "tensor", *, name: str = "tensor"
+    ) -> Self:
         """Restore what `state` returned; raises InvalidCheckpoint that names what is missing or wrong."""
         missing = [key for key in ("payload", "scale") if key not in state]
         if missing:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from gnome.fp8.formats import GEMM_MULTIPLE, Format, power_of_two_scale, saturating_cast
 from gnome.fp8.kernels.availability import use_kernels
+from gnome.fp8.watch import Watch
 
 ScalingMode = Literal["delayed", "current"]
 
@@ -41,6 +42,7 @@ class Scaling(nn.Module):
     """
 
     state: Tensor
+    calls_seen: Tensor
 
     def __init__(self, fmt: Format, mode: ScalingMode = "delayed") -> None:
         super().__init__()
@@ -49,19 +51,25 @@ class Scaling(nn.Module):
         state = torch.zeros(2 + WINDOW)
         state[0] = 1.0
         self.register_buffer("state", state)
+        self.register_buffer("calls_seen", torch.zeros((), dtype=torch.int64))
 
     def starts_current(self) -> bool:
         """Count a call, and say whether it must look at its tensor first."""
         self.calls += 1
         return self.mode == "current" or self.calls <= WINDOW
 
-    def get_extra_state(self) -> Tensor:
-        """Number of calls so far."""
-        return torch.tensor(self.calls)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Begin anew where a checkpoint holds no scaling, as those of plain layers do."""
+        if prefix + "state" in state_dict:
+            super()._load_from_state_dict(state_dict, prefix, *others)
+            self.calls = int(self.calls_seen)
+        else:
+            self.calls = 0
+            self.state.zero_()[0] = 1.0
 
-    def set_extra_state(self, state: Any) -> None:
-        """Restore the number of calls."""
-        self.calls = int(state)
+    def _save_to_state_dict(self, *arguments: Any) -> None:
+        self.calls_seen.fill_(self.calls)  # counted on the host, which need not wait for a device then
+        super()._save_to_state_dict(*arguments)
 
     def extra_repr(self) -> str:
         """Format and mode."""
@@ -87,19 +95,21 @@ def roll_scale(state: Tensor, fmt: Format, x: Tensor | None) -> Tensor:
     return 1.0 / state[0]
 
 
-def quantize_matrix(x: Tensor, state: Tensor, fmt: Format, *, current: bool, rows: bool, columns: bool) -> Operand:
+def quantize_matrix(
+    x: Tensor, state: Tensor, fmt: Format, *, current: bool, rows: bool, columns: bool, watch: Watch | None = None
+) -> Operand:
     """Cast x (M, K) with the scale of `state`, which is brought up to date; see `Scaling`."""
     x = x.contiguous()
     (m, k), device = x.shape, x.device
     inverse_scale = roll_scale(state, fmt, x if current else None)
+    if watch is not None:
+        watch.record(x, state[0], fmt)
     if not use_kernels(device):
         if not current and x.numel():
             state[1] = x.detach().abs().amax().float()
         payload = functional.pad(saturating_cast(x.float() * state[0], fmt).view(torch.uint8), (0, padded(k) - k))
         transposed = functional.pad(payload.t(), (0, padded(m) - m)).contiguous()
-        return Operand(
-            payload.view(fmt.dtype) if rows else None, transposed.view(fmt.dtype) if columns else None, inverse_scale
-        )
+        return Operand(payload.view(fmt.dtype) if rows else None, transposed.view(fmt.dtype) if columns else None, inverse_scale)
     from gnome.fp8.kernels.quantize import quantize_both  # noqa: PLC0415 - needs Triton
 
     by_row = torch.empty(m, padded(k), dtype=fmt.dtype, device=device) if rows else None

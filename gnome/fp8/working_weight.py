@@ -1,6 +1,6 @@
 """The FP8 copy of a weight that products use, made once after every change of the weight."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,22 +44,20 @@ def _cast(weight: Tensor, weight_scale: Tensor | None) -> Operand:
         n_out, n_in = weight.shape
         payload = functional.pad(weight.view(torch.uint8), (0, padded(n_in) - n_in, 0, padded(n_out) - n_out))
         rows, columns = payload.view(E4M3.dtype), payload.t().contiguous().view(E4M3.dtype)
-        inverse_scale = torch.ones((), device=weight.device)
+        cast = Operand(rows, columns, torch.ones((), device=weight.device))
     else:
         state = torch.ones(18, device=weight.device)
         cast = quantize_matrix(weight, state, E4M3, current=True, rows=True, columns=True)
-        rows, columns, inverse_scale = cast.rows, cast.columns, cast.inverse_scale
         missing = padded(weight.shape[0]) - weight.shape[0]
-        if missing and rows is not None:
-            rows = functional.pad(rows.view(torch.uint8), (0, 0, 0, missing)).view(E4M3.dtype)
-    if weight_scale is not None:
-        inverse_scale = inverse_scale / weight_scale
-    return Operand(rows, columns, inverse_scale)
+        if missing and cast.rows is not None:
+            cast = replace(cast, rows=functional.pad(cast.rows.view(torch.uint8), (0, 0, 0, missing)).view(E4M3.dtype))
+    return cast if weight_scale is None else replace(cast, inverse_scale=cast.inverse_scale / weight_scale)
 
 
 def _stamp(weight: Tensor, weight_scale: Tensor | None) -> tuple[Any, ...] | None:
     """Return what changes when the weight does; None where torch keeps no version (inference tensors)."""
     if weight.is_inference() or (weight_scale is not None and weight_scale.is_inference()):
         return None
-    scale = () if weight_scale is None else (weight_scale._version, weight_scale.data_ptr())
-    return (weight._version, weight.data_ptr(), weight.device, weight.shape, *scale)
+    version = weight._version  # noqa: SLF001 - torch has no other way to ask
+    scale = () if weight_scale is None else (weight_scale._version, weight_scale.data_ptr())  # noqa: SLF001
+    return (version, weight.data_ptr(), weight.device, weight.shape, *scale)

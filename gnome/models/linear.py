@@ -6,20 +6,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp8"]
 
 SWISH_GAIN = 2.75**0.5
 """Gain of the orthogonal initial values before a swish (GNoME release, `INITIALIZER`)."""
 
 
 def make_linear(n_in: int, n_out: int, *, bias: bool = True) -> nn.Linear:
-    """Make a linear layer; the low-precision core replaces layers made here."""
+    """Make a linear layer; for FP8 training `gnome.fp8.convert_to_fp8` replaces it."""
     return nn.Linear(n_in, n_out, bias=bias)
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Context in which matrix products run in the precision asked for; weights and reductions stay FP32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    """Context in which matrix products run in 16 bits, or fewer where the layers are FP8 ones; reductions stay FP32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision != "fp32")
 
 
 class BetaSwish(nn.Module):

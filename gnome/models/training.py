@@ -1,4 +1,4 @@
-"""One plain training loop for every network here: seeded, resumable, FP32 or BF16.
+"""One plain training loop for every network here: seeded, resumable, FP32, BF16 or FP8.
 
 Adam with decoupled weight decay, learning rate falling linearly to zero, gradients clipped, mean absolute error.  Every epoch's order is a
 function of (seed, epoch) alone, so a resumed run repeats the broken one exactly.  The weights of the best validation epoch win.
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gnome.atomic_write import atomic_write
 from gnome.errors import InvalidCheckpoint
+from gnome.fp8 import AdamW, convert_to_fp8, restore_linear
 from gnome.models.linear import Precision, autocast
 
 
@@ -27,7 +28,8 @@ class TrainSettings:
     """How to train one network.
 
     `volume_jitter`: in training each structure's volume is multiplied by a factor drawn evenly from 1 - jitter to 1 + jitter.
-    `eval_batch_size` affects speed only.
+    `precision` "fp8": FP8 products, FP16 master weights, and gradients and moments in eight bits while training (docs/fp8.md); the
+    trained network is FP32 again.  `eval_batch_size` affects speed only.
     """
 
     epochs: int = 60
@@ -120,6 +122,8 @@ def fit(
         if state_path is not None and (last or trainer.epoch % settings.save_every == 0):
             trainer.save(state_path)
     network.load_state_dict(trainer.best_weights)
+    if settings.precision == "fp8":
+        restore_linear(network)
     return trainer.history
 
 
@@ -131,17 +135,23 @@ class _Trainer:
     ) -> None:
         self.network, self.train, self.validation, self.settings = network, train, validation, settings
         self.device = next(network.parameters()).device
+        self.key = self._run_key()
+        if settings.precision == "fp8":
+            convert_to_fp8(network, weights="fp16")
         self.forward = torch.compile(network, dynamic=True) if compile_network else network
         decayed = [p for p in network.parameters() if p.ndim > 1]
         plain = [p for p in network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+        self.optimizer: torch.optim.Optimizer
+        if settings.precision == "fp8":
+            self.optimizer = AdamW(groups, lr=settings.learning_rate, gradient_clip=settings.gradient_clip, seed=settings.seed)
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
         self.steps_per_epoch = math.ceil(len(train.inputs) / settings.batch_size)
         self.epoch = 0
         self.history: list[EpochRecord] = []
         self.best_mae = float("inf")
         self.best_weights = self._copy_weights()
-        self.key = self._run_key()
 
     def run_epoch(self) -> EpochRecord:
         """Train one epoch and validate."""
@@ -181,7 +191,8 @@ class _Trainer:
         error = (predicted - self.train.targets[indices]).abs()
         self.optimizer.zero_grad(set_to_none=True)
         error.mean().backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
+        if settings.precision != "fp8":  # there the optimizer clips, which has the gradients
+            nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
         self.optimizer.step()
         return error.detach().sum()
 

@@ -11,8 +11,6 @@ from gnome.fp8.optimizer_state import StateArena, States
 from gnome.fp8.optimizer_step import StepInputs, take_step
 from gnome.fp8.scaling import quantize_matrix
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
 NUMELS = (100_000, 128, 5, 70_001)
 
 
@@ -32,10 +30,15 @@ def run_steps(device: str, dtype: torch.dtype, states: States) -> list[torch.Ten
         for index, numel in enumerate(NUMELS):
             spread = torch.exp(2 * torch.randn(numel, generator=generator))
             store.add(index, (torch.randn(numel, generator=generator) * spread * 1e-3).to(device))
-        rows = [[1 - 1e-3 * wd, 1e-3 * (1 - 0.95**step) ** 0.5 / (1 - 0.9**step), 0.9, 0.1, 0.95**0.5, 0.05**0.5, 1e-8, 0.95] for wd in (0.1, 0.0)]
+        rows = [
+            [1 - 1e-3 * wd, 1e-3 * (1 - 0.95**step) ** 0.5 / (1 - 0.9**step), 0.9, 0.1, 0.95**0.5, 0.05**0.5, 1e-8, 0.95]
+            for wd in (0.1, 0.0)
+        ]
         gradient, scale = store.share(arena.first_block, arena.last_block)
         control = torch.tensor([float(step == 4), 0.7], device=device)
-        take_step(arena, StepInputs(gradient, scale, torch.tensor(rows, device=device), control, torch.tensor(step, device=device)))
+        take_step(
+            arena, StepInputs(gradient, scale, torch.tensor(rows, device=device), control, torch.tensor(step, device=device))
+        )
         store.clear()
     states_ = [*arena.first.state().values(), *arena.second.state().values()]
     return [t.cpu() for t in (store.payload, store.scale, arena.weights, arena.weight_scale, arena.weight_amax, *states_)]
@@ -49,13 +52,15 @@ def test_optimizer_kernels_agree_with_the_cpu(states: States, dtype: torch.dtype
         if not ours.numel():
             continue
         a, b = ours.float(), theirs.float()
-        assert (a != b).float().mean() < (1.0 if ours.dtype == torch.float32 else 2e-3), f"tensor {number}"
+        if ours.dtype != torch.float32:
+            assert (a != b).float().mean() < 5e-3, f"tensor {number}"
         assert (a - b).norm() <= 2e-3 * b.norm(), f"tensor {number}"
 
 
 @pytest.mark.parametrize("fmt", [E4M3, E5M2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", [(1000, 4096), (17, 130), (4096, 1024), (3, 16)])
-def test_cast_kernel_writes_the_bits_of_the_cpu(fmt: Format, shape: tuple[int, int]) -> None:
+def test_cast_kernel_writes_the_bits_of_the_cpu(fmt: Format, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     written = {}
     for device in ("cuda", "cpu"):
         generator = torch.Generator().manual_seed(2)
@@ -63,7 +68,7 @@ def test_cast_kernel_writes_the_bits_of_the_cpu(fmt: Format, shape: tuple[int, i
         state[0] = 1.0
         written[device] = []
         for call in range(4):
-            x = (torch.randn(shape, generator=generator, dtype=torch.bfloat16) * 10.0 ** (call - 2)).to(device)
+            x = (torch.randn(shape, generator=generator, dtype=dtype) * 10.0 ** (call - 2)).to(device)
             cast = quantize_matrix(x, state, fmt, current=call == 0, rows=True, columns=True)
             written[device] += [cast.rows.view(torch.uint8), cast.columns.view(torch.uint8), cast.inverse_scale, state.clone()]
     for ours, theirs in zip(written["cuda"], written["cpu"], strict=True):
@@ -88,7 +93,7 @@ def test_linear_on_the_gpu_agrees_with_float64(tokens: int, compiled: bool) -> N
     y64 = reference(x64)
     y64.backward(g.double())
     for ours, exact in ((call(x), y64), (x.grad, x64.grad), (layer.weight.grad, reference.weight.grad)):
-        assert (ours.double() - exact).norm() / exact.norm() < 0.08
+        assert (ours.double() - exact).detach().norm() / exact.detach().norm() < 0.08
     torch.testing.assert_close(layer.bias.grad.double(), reference.bias.grad, rtol=2e-2, atol=0.1)
 
 
@@ -101,9 +106,11 @@ def test_step_is_skipped_without_waiting_for_the_device() -> None:
     optimizer.zero_grad()
     x = torch.randn(32, 256, device="cuda")
     x[3, 4] = float("inf")
-    torch.cuda.set_sync_debug_mode("error")
-    layer(x).sum().backward()
-    optimizer.step()
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        layer(x).sum().backward()
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(layer.weight, before)
     assert (int(optimizer.step_count), int(optimizer.skipped_steps)) == (1, 1)

@@ -1,6 +1,5 @@
 """AdamW over every parameter of a layout in one pass: read weights, moments and gradient, write weights and moments."""
 
-# ruff: noqa: ANN001, ANN202, N803 - Triton kernels: pointers without types, capitals for compile-time sizes
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -24,7 +23,8 @@ from gnome.fp8.kernels.numerics import (
 )
 
 if TYPE_CHECKING:
-    from gnome.fp8.optimizer_state import StepInputs, StateArena
+    from gnome.fp8.optimizer_state import StateArena
+    from gnome.fp8.optimizer_step import StepInputs
 
 ROWS, NUM_WARPS = 8, 2
 

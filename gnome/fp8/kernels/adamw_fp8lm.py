@@ -1,6 +1,5 @@
 """The two passes of FP8-LM's optimizer step: largest magnitudes of every tensor, then the numbers themselves."""
 
-# ruff: noqa: ANN001, ANN202, N803 - Triton kernels: pointers without types, capitals for compile-time sizes
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -16,7 +15,6 @@ from gnome.fp8.kernels.numerics import inverse, reciprocal_of, root_of
 if TYPE_CHECKING:
     from gnome.fp8.optimizer_state import StateArena
     from gnome.fp8.optimizer_step import StepInputs
-
 
 
 @triton.jit

@@ -1,6 +1,5 @@
 """The two weights of an edge block as the tensor cores take them: both layouts, BF16 or E4M3 with a scale each, in one launch."""
 
-# ruff: noqa: N803 - Triton kernels: many pointers, capitals for compile-time sizes
 # mypy: disable-error-code="import-not-found, no-untyped-def, untyped-decorator"
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """One pass from a gradient to E4M3 with a scale for every 128 numbers, added to what is stored if asked."""
 
-# ruff: noqa: ANN001, N803 - Triton kernels: pointers without types, capitals for compile-time sizes
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

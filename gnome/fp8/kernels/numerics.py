@@ -3,7 +3,6 @@
 Triton's casts to FP8 saturate, and keep NaN; nothing is clamped before them.
 """
 
-# ruff: noqa: ANN001, ANN201 - Triton functions take Triton values
 import triton
 import triton.language as tl
 

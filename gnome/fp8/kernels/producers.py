@@ -1,6 +1,5 @@
 """What stands before a linear layer in a transformer, fused with the cast of its result: RMS norm and SwiGLU, and their gradients."""
 
-# ruff: noqa: ANN001, ANN202, N803 - Triton kernels: pointers without types, capitals for compile-time sizes
 import torch
 import triton
 import triton.language as tl

@@ -1,6 +1,5 @@
 """From a matrix to the two FP8 layouts that its products need, in one pass, with its largest magnitude on the way."""
 
-# ruff: noqa: ANN001, ANN202, N803 - Triton kernels: pointers without types, capitals for compile-time sizes
 import torch
 import triton
 import triton.language as tl

@@ -3,7 +3,6 @@
 Programs work on pieces: up to 32 blocks of one tensor, so that a program's sums belong to one tensor and are added again in a fixed order.
 """
 
-# ruff: noqa: N803, PLR0913, PLR0917 - Triton kernels: many pointers, capitals for compile-time sizes
 from __future__ import annotations
 
 import functools

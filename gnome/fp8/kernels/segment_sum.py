@@ -3,7 +3,6 @@
 Both run in a fixed order: the same input gives the same bits.
 """
 
-# ruff: noqa: N803, PLR0913, PLR0917 - Triton kernels: many pointers, capitals for compile-time sizes
 # mypy: disable-error-code="import-not-found, no-untyped-def, untyped-decorator"
 from __future__ import annotations
 

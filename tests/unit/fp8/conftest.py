@@ -1,7 +1,6 @@
 """Kernels run here under Triton's interpreter: the same code, on the CPU."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture
-def interpreted_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def interpreted_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let kernels be called on CPU tensors.
 
     The interpreter's own casts are off: to FP8 it loses the carry when rounding reaches the next power of two (127 becomes 64), to BF16 it
@@ -36,4 +35,3 @@ def interpreted_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return exact.to(dtype).view(bits).numpy().reshape(values.shape)
 
     monkeypatch.setattr(interpreter, "_convert_float", convert)
-    yield

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gnome.fp8 import fp8lm_step, optimizer_step, scaling
+from gnome.fp8 import AdamW, fp8lm_step, optimizer, optimizer_step, scaling
 from gnome.fp8.formats import E4M3, E5M2, Format
 from gnome.fp8.gradients import GradientStore
 from gnome.fp8.layout import lay_out
@@ -41,7 +41,10 @@ def take_steps(arena: StateArena, store: GradientStore, kernels: bool, monkeypat
         if step == 3:
             arena.active[1] = 0
         coefficients = torch.tensor(
-            [[1 - 1e-3 * wd, 1e-3 * (1 - 0.95**step) ** 0.5 / (1 - 0.9**step), 0.9, 0.1, 0.95**0.5, 0.05**0.5, 1e-8, 0.95] for wd in (0.1, 0.0)]
+            [
+                [1 - 1e-3 * wd, 1e-3 * (1 - 0.95**step) ** 0.5 / (1 - 0.9**step), 0.9, 0.1, 0.95**0.5, 0.05**0.5, 1e-8, 0.95]
+                for wd in (0.1, 0.0)
+            ]
         )
         skipped = float(step == 4)
         control = torch.tensor([skipped, 0.7])
@@ -105,3 +108,22 @@ def test_cast_kernel_writes_the_bits_of_the_torch_code(
         results.append(written)
     for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+
+
+def test_control_kernel_agrees_with_the_torch_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for kernels in (True, False):
+        monkeypatch.setattr(optimizer, "use_kernels", lambda _, kernels=kernels: kernels)
+        weights = [torch.nn.Parameter(torch.ones(8)) for _ in range(3)]
+        groups = [{"params": [p], "lr": 1e-3 * (i + 1), "betas": (0.9 * (i > 0), 0.999)} for i, p in enumerate(weights)]
+        adam = AdamW(groups, gradient_clip=2.0)
+        written = []
+        for norm in (1.0, 4.0, float("nan"), float("inf"), 3.0):
+            for p in weights:
+                p.grad = torch.full((8,), norm)
+            control, coefficients = adam._prepare()
+            written += [control, coefficients, adam.gradient_norm.clone(), adam.step_count.clone(), adam.skipped_steps.clone()]
+        results.append(written)
+    assert [int(results[0][-2]), int(results[0][-1])] == [3, 2]
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0, equal_nan=True)

@@ -27,7 +27,7 @@ def test_epochs_visit_every_example_once_in_an_order_of_their_own() -> None:
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
 def test_training_learns(labelled: Labelled, precision: str) -> None:
     network = small_network()
     before = (predict(network, labelled.inputs) - labelled.targets).abs().mean()
