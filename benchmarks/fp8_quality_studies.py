@@ -23,7 +23,7 @@ from gnome.fp8 import AdamW
 Keep = Callable[[dict[str, Any]], None]
 MakeArm = Callable[[str, dict[str, Tensor]], Arm]
 
-TAIL_STEPS, TAIL_SEQUENCES = 200, 24
+TAIL_STEPS, TAIL_SEQUENCES = 150, 32
 TAIL_FROM, TAIL_TO = 1e-5, 1e-6
 TAIL_ARMS = (
     ("bf16", "FP32"),

@@ -113,9 +113,12 @@ class GPT(nn.Module):
         return torch.stack([self.head(*part) for part in parts]).sum() / targets.numel()
 
     def compile_parts(self) -> None:
-        """Compile each block and the head; what was compiled for one block serves all of them."""
+        """Compile each block and the head; what was compiled for one block serves all of them, and other models of the kind.
+
+        Sizes are fixed: otherwise an arm that comes after another one's evaluation would be compiled for any number of sequences.
+        """
         for part in (*self.blocks, self.head):
-            part.compile()
+            part.compile(dynamic=False)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

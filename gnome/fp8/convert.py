@@ -47,13 +47,12 @@ def convert_to_fp8(
     converted: list[str] = []
     kept: list[tuple[str, str]] = []
     made: dict[int, Linear] = {}
-    parents = [
-        (f"{prefix}.{name}" if prefix else name, parent, name)
+    places = [  # of _modules, not getattr: a layer may be named as a method of Module is
+        (f"{prefix}.{name}" if prefix else name, parent, name, layer)
         for prefix, parent in model.named_modules()
-        for name in parent._modules  # noqa: SLF001 - unlike named_children it names a shared layer every time
+        for name, layer in parent._modules.items()  # noqa: SLF001
     ]
-    for path, parent, name in parents:
-        layer = getattr(parent, name)
+    for path, parent, name, layer in places:
         if layer is None or not _is_linear(layer):
             continue
         reason = _reason_to_keep(path, layer, filter, min_features)
@@ -61,13 +60,17 @@ def convert_to_fp8(
             kept.append((path, reason))
             continue
         if id(layer) not in made:
-            made[id(layer)] = Linear.from_weight(layer.weight, layer.bias, settings).train(layer.training)
-        setattr(parent, name, made[id(layer)])
+            made[id(layer)] = _converted(layer, settings)
+        parent._modules[name] = made[id(layer)]  # noqa: SLF001
         converted.append(path)
     if weights != "as they are":
         for new in {id(m): m for m in model.modules() if isinstance(m, Linear)}.values():
             store_weight(new, weights)
     return ConversionReport(tuple(converted), tuple(kept))
+
+
+def _converted(layer: Any, settings: LinearSettings | None) -> Linear:
+    return Linear.from_weight(layer.weight, layer.bias, settings).train(layer.training)
 
 
 def _is_linear(layer: nn.Module) -> bool:
@@ -102,7 +105,7 @@ def restore_linear(model: nn.Module, dtype: torch.dtype = torch.float32) -> None
             if isinstance(layer, Linear):
                 if id(layer) not in restored:
                     restored[id(layer)] = _plain(layer, dtype)
-                setattr(parent, name, restored[id(layer)])
+                parent._modules[name] = restored[id(layer)]  # noqa: SLF001
 
 
 def _plain(layer: Linear, dtype: torch.dtype) -> nn.Linear:

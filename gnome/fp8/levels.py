@@ -61,7 +61,7 @@ def prepare(
     chosen = LEVELS[level]
     report = convert_to_fp8(model, filter, settings=settings, weights=chosen.weights)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1]},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]

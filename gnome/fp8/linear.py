@@ -183,8 +183,8 @@ class Linear(nn.Module):
         """Whether the weight's gradient goes to an optimizer's store; raises InvalidInput where it must and cannot."""
         if self.sink is None and self.weight_scale is not None and self.weight.requires_grad and torch.is_grad_enabled():
             raise InvalidInput(
-                f"this layer's weight is stored in {self.weight.dtype} times a scale, which only gnome.fp8.AdamW updates: make the optimizer "
-                "before the first training step, or convert with weights='as they are'"
+                f"this layer's weight is stored in {self.weight.dtype} times a scale, which only gnome.fp8.AdamW updates: make the "
+                "optimizer before the first training step, or convert with weights='as they are'"
             )
         return self.sink is not None
 

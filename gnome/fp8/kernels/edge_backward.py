@@ -12,22 +12,26 @@ import triton.language as tl
 from gnome.fp8.kernels.edge_tile import (
     gather_rows,
     keep_rows,
+    load_index,
     load_rows,
     normalized,
     scaled_product,
     sigmoid,
     store_rows,
+    sum_of,
     weight_tile,
 )
 
-SUMS = tl.constexpr(16)
+@triton.jit
+def folded(rows, BLOCK: tl.constexpr, D: tl.constexpr):
+    """Add narrow rows, as loaded, (B, D) to (8, D) FP32: with eight warps a thread holds every eighth row of its columns."""
+    return tl.sum(tl.reshape(rows, (BLOCK // 8, 8, D)).to(tl.float32), 0)
 
 
 @triton.jit
-def add_rows(values, sums, WHICH: tl.constexpr, BLOCK: tl.constexpr):
-    """Add the sum of rows (B, D) to row WHICH of sums (SUMS, D), by a product: a thread holds few rows of any column."""
-    wanted = tl.arange(0, SUMS)[:, None] + tl.zeros((1, BLOCK), tl.int32) == WHICH
-    return tl.dot(tl.where(wanted, 1.0, 0.0).to(tl.bfloat16), values.to(tl.bfloat16), sums)
+def folded_product(values, BLOCK: tl.constexpr, D: tl.constexpr):
+    """Add FP32 rows (B, D), in the layout of the tensor core's results, to (B / 16, 8, D): a thread holds rows 8 apart."""
+    return tl.sum(tl.reshape(values, (BLOCK // 16, 2, 8, D)), 1)
 
 
 @triton.jit(do_not_specialize=["n_edges"])  # graphs differ in size: one compilation serves all
@@ -41,27 +45,34 @@ def edge_norm_gradient_kernel(
     """
     right = weight_tile(weight, D)
     place = tl.arange(0, BLOCK)
-    column = tl.arange(0, D)[None, :]
-    total = tl.zeros((SUMS, D), tl.float32)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
-        start = tile.to(tl.int64) * BLOCK
-        valid = place < n_edges - start
-        of_edges = load_rows(grad_edges + start * D, place, valid, D)
-        of_nodes = gather_rows(grad_received, receivers + start, place, valid, D)
-        rows = load_rows(activation + start * D, place, valid, D)
+    column = tl.arange(0, D)
+    of_scale = tl.zeros((BLOCK // 16, 8, D), tl.float32)
+    of_shift = tl.zeros((8, D), tl.float32)
+    step = tl.num_programs(0).to(tl.int64) * BLOCK
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    valid = place < n_edges - start
+    rows = load_rows(activation + start * D, place, valid, D)
+    receiver = load_index(receivers + start, place, valid)
+    for _ in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
+        gradient = sum_of(load_rows(grad_edges + start * D, place, valid, D), gather_rows(grad_received, receiver, valid, D))
+        ahead = start + step
+        valid_ahead = place < n_edges - ahead
+        rows_ahead = load_rows(activation + ahead * D, place, valid_ahead, D)
+        receiver = load_index(receivers + ahead, place, valid_ahead)
         z = scaled_product(rows, right, activation_scale + start, inverse_scale, place, valid, FP8)
-        unit, inverse_deviation = normalized(z + tl.load(vectors + column), eps, D)
-        g = of_edges.to(tl.float32) + of_nodes.to(tl.float32)
-        total = add_rows(g, total, 2, BLOCK)
-        total = add_rows(g * unit, total, 1, BLOCK)
-        g *= tl.load(vectors + D + column)
+        unit, inverse_deviation = normalized(z + tl.load(vectors + column)[None, :], eps, D)
+        of_shift += folded(gradient, BLOCK, D)
+        g = gradient.to(tl.float32)
+        of_scale += folded_product(g * unit, BLOCK, D)
+        g *= tl.load(vectors + D + column)[None, :]
         g -= unit * (tl.sum(g * unit, 1) * (1.0 / D))[:, None]
         g -= (tl.sum(g, 1) * (1.0 / D))[:, None]  # the unit rows have mean zero
         g *= inverse_deviation[:, None]
-        total = add_rows(g, total, 0, BLOCK)
         keep_rows(g, d_out + start * D, d_out_scale + start, place, valid, D, FP8)
-    which = tl.arange(0, SUMS)[:, None]
-    tl.store(sums + tl.program_id(0) * (3 * D) + which * D + column, total, mask=which < 3)
+        rows, start, valid = rows_ahead, ahead, valid_ahead
+    sums += tl.program_id(0) * (3 * D) + column
+    tl.store(sums + D, tl.sum(tl.sum(of_scale, 0), 0))
+    tl.store(sums + 2 * D, tl.sum(of_shift, 0))
 
 
 @triton.jit(do_not_specialize=["n_edges"])  # as above
@@ -72,17 +83,22 @@ def edge_hidden_gradient_kernel(
     """Write d_hidden (E, D), the gradient of the hidden layer before its activation."""
     right = weight_tile(weight_t, D)
     place = tl.arange(0, BLOCK)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
-        start = tile.to(tl.int64) * BLOCK
-        valid = place < n_edges - start
+    step = tl.num_programs(0).to(tl.int64) * BLOCK
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    valid = place < n_edges - start
+    rows = load_rows(d_out + start * D, place, valid, D)
+    for _ in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
         kept = load_rows(hidden + start * D, place, valid, D)
-        rows = load_rows(d_out + start * D, place, valid, D)
+        ahead = start + step
+        valid_ahead = place < n_edges - ahead
+        rows_ahead = load_rows(d_out + ahead * D, place, valid_ahead, D)
         g = scaled_product(rows, right, d_out_scale + start, inverse_scale, place, valid, FP8)
         z = kept.to(tl.float32)
         if FP8:
             z *= tl.load(hidden_scale + start + place, mask=valid, other=0.0)[:, None]
         gate = sigmoid(z, APPROXIMATE)
         keep_rows(g * (gate * (1.0 + z * (1.0 - gate))), d_hidden + start * D, d_hidden_scale + start, place, valid, D, FP8)
+        rows, start, valid = rows_ahead, ahead, valid_ahead
 
 
 @triton.jit(do_not_specialize=["n_edges"])  # as above
@@ -93,12 +109,19 @@ def edge_gradient_kernel(
     """Write d_edges (E, D) BF16: the product's part, and what comes straight from the new edges and their receivers."""
     right = weight_tile(weight_t, D)
     place = tl.arange(0, BLOCK)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
-        start = tile.to(tl.int64) * BLOCK
-        valid = place < n_edges - start
+    step = tl.num_programs(0).to(tl.int64) * BLOCK
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    valid = place < n_edges - start
+    rows = load_rows(d_hidden + start * D, place, valid, D)
+    receiver = load_index(receivers + start, place, valid)
+    for _ in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
         of_edges = load_rows(grad_edges + start * D, place, valid, D)
-        of_nodes = gather_rows(grad_received, receivers + start, place, valid, D)
-        rows = load_rows(d_hidden + start * D, place, valid, D)
+        of_nodes = gather_rows(grad_received, receiver, valid, D)
+        ahead = start + step
+        valid_ahead = place < n_edges - ahead
+        rows_ahead = load_rows(d_hidden + ahead * D, place, valid_ahead, D)
+        receiver = load_index(receivers + ahead, place, valid_ahead)
         g = scaled_product(rows, right, d_hidden_scale + start, inverse_scale, place, valid, FP8)
-        g += of_edges.to(tl.float32) + of_nodes.to(tl.float32)
+        g += sum_of(of_edges, of_nodes).to(tl.float32)
         store_rows(d_edges + start * D, g.to(tl.bfloat16), place, valid, D)
+        rows, start, valid = rows_ahead, ahead, valid_ahead

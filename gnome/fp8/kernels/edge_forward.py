@@ -11,12 +11,14 @@ import triton.language as tl
 from gnome.fp8.kernels.edge_tile import (
     gather_rows,
     keep_rows,
+    load_index,
     load_rows,
     normalized,
     quantized_rows,
     scaled_product,
     sigmoid,
     store_rows,
+    sum_of,
     weight_tile,
 )
 
@@ -34,12 +36,18 @@ def edge_hidden_kernel(
     """
     right = weight_tile(weight, D)
     place = tl.arange(0, BLOCK)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
-        start = tile.to(tl.int64) * BLOCK
-        valid = place < n_edges - start
-        from_sender = gather_rows(projected_senders, senders + start, place, valid, D)
-        from_receiver = gather_rows(projected_receivers, receivers + start, place, valid, D)
-        rows = load_rows(edges + start * D, place, valid, D)
+    step = tl.num_programs(0).to(tl.int64) * BLOCK
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    valid = place < n_edges - start
+    rows = load_rows(edges + start * D, place, valid, D)
+    sender, receiver = load_index(senders + start, place, valid), load_index(receivers + start, place, valid)
+    for _ in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
+        from_sender = gather_rows(projected_senders, sender, valid, D)
+        from_receiver = gather_rows(projected_receivers, receiver, valid, D)
+        ahead = start + step
+        valid_ahead = place < n_edges - ahead
+        rows_ahead = load_rows(edges + ahead * D, place, valid_ahead, D)
+        sender, receiver = load_index(senders + ahead, place, valid_ahead), load_index(receivers + ahead, place, valid_ahead)
         if FP8 and FORWARD:
             rows, row_scale = quantized_rows(rows.to(tl.float32))
             store_rows(payload + start * D, rows, place, valid, D)
@@ -47,10 +55,11 @@ def edge_hidden_kernel(
             z = tl.dot(rows, right) * (row_scale * tl.load(inverse_scale))[:, None]
         else:
             z = scaled_product(rows, right, edge_scale + start, inverse_scale, place, valid, FP8)
-        z += (from_sender.to(tl.float32) + from_receiver.to(tl.float32)).to(from_sender.dtype).to(tl.float32)
+        z += sum_of(from_sender, from_receiver).to(tl.float32)
         if not FORWARD:
             keep_rows(z, hidden + start * D, hidden_scale + start, place, valid, D, FP8)
         keep_rows(z * sigmoid(z, APPROXIMATE), activation + start * D, activation_scale + start, place, valid, D, FP8)
+        rows, start, valid = rows_ahead, ahead, valid_ahead
 
 
 @triton.jit(do_not_specialize=["n_edges"])  # as above
@@ -62,12 +71,17 @@ def edge_output_kernel(
     right = weight_tile(weight, D)
     place = tl.arange(0, BLOCK)
     column = tl.arange(0, D)[None, :]
-    for tile in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
-        start = tile.to(tl.int64) * BLOCK
-        valid = place < n_edges - start
+    step = tl.num_programs(0).to(tl.int64) * BLOCK
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    valid = place < n_edges - start
+    rows = load_rows(activation + start * D, place, valid, D)
+    for _ in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
         old = load_rows(edges + start * D, place, valid, D)
-        rows = load_rows(activation + start * D, place, valid, D)
+        ahead = start + step
+        valid_ahead = place < n_edges - ahead
+        rows_ahead = load_rows(activation + ahead * D, place, valid_ahead, D)
         z = scaled_product(rows, right, activation_scale + start, inverse_scale, place, valid, FP8)
         unit, _ = normalized(z + tl.load(vectors + column), eps, D)
         update = unit * tl.load(vectors + D + column) + tl.load(vectors + 2 * D + column)
         store_rows(new_edges + start * D, (old.to(tl.float32) + update).to(tl.bfloat16), place, valid, D)
+        rows, start, valid = rows_ahead, ahead, valid_ahead

@@ -54,10 +54,21 @@ def keep_rows(x, rows, inverse_row_scale, place, valid, D: tl.constexpr, FP8: tl
 
 
 @triton.jit
-def gather_rows(table, index, place, valid, D: tl.constexpr):
-    """Load the rows of a table that an index (B) names."""
-    row = tl.load(index + place, mask=valid, other=0).to(tl.int64)
-    return tl.load(table + row[:, None] * D + tl.arange(0, D)[None, :], mask=valid[:, None], other=0.0)
+def load_index(index, place, valid):
+    """Load the nodes (B) of a tile's edges."""
+    return tl.load(index + place, mask=valid, other=0)
+
+
+@triton.jit
+def gather_rows(table, node, valid, D: tl.constexpr):
+    """Load the nodes' rows of a table (N, D)."""
+    return tl.load(table + node.to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :], mask=valid[:, None], other=0.0)
+
+
+@triton.jit
+def sum_of(one, other):
+    """Add two tiles of narrow rows, rounded once."""
+    return (one.to(tl.float32) + other.to(tl.float32)).to(one.dtype)
 
 
 @triton.jit
@@ -68,11 +79,15 @@ def weight_tile(weight, D: tl.constexpr):
 
 @triton.jit
 def scaled_product(rows, weight, inverse_row_scale, inverse_scale, place, valid, FP8: tl.constexpr):
-    """Multiply a tile of rows by a weight and undo both scales, where there are any; returns (B, D), FP32."""
+    """Multiply a tile of rows by a weight and undo both scales; returns (B, D), FP32.
+
+    BF16's scale of 1 costs nothing where something is added next, and keeps Triton from making that the product's first
+    summand, for which the product would wait.
+    """
     product = tl.dot(rows, weight)
     if FP8:
-        product *= (tl.load(inverse_row_scale + place, mask=valid, other=0.0) * tl.load(inverse_scale))[:, None]
-    return product
+        return product * (tl.load(inverse_row_scale + place, mask=valid, other=0.0) * tl.load(inverse_scale))[:, None]
+    return product * tl.load(inverse_scale)
 
 
 @triton.jit
