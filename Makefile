@@ -27,6 +27,9 @@ discover: $(READY)  ## run one round of discovery
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+gpu: $(READY)  ## run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
 check: lint types imports  ## everything but the tests
 
 lint: $(READY)  ## style and formatting
@@ -45,4 +48,4 @@ seeds: $(READY)  ## rebuild the shipped seeds, references and validation set (ab
 clean:  ## remove what was built
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup discover test check lint types imports seeds clean
+.PHONY: help setup discover test gpu check lint types imports seeds clean

@@ -32,7 +32,7 @@ TAIL_ARMS = (
     ("fp8lm", "FP16, to nearest"),
 )
 
-WIDE_SHAPE = (64, 256)
+WIDE_SHAPE = (64, 1024)
 WIDE_SIGMAS = (0.0, 1.0, 2.0)
 WIDE_STEPS, WIDE_AVERAGED = 2000, 100
 WIDE_GRADIENT = 1e-3

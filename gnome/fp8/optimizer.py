@@ -32,9 +32,10 @@ from gnome.fp8.sharding import gather_share, mean_of, raise_to_largest, rank_and
 class AdamW(torch.optim.Optimizer):
     """AdamW (arXiv 1711.05101) over low-precision states.
 
-    `gradients`: scales of the E4M3 gradients, by block unless `states` is fp8lm.  `gradient_clip`: largest norm of all gradients together.  `lr` may be a tensor on the parameters' device, which a captured CUDA graph
-    reads anew at every replay.  `sharding`: each rank of `group` keeps the states of its share of the weights (ZeRO, arXiv 1910.02054): cut
-    evenly at blocks, or whole tensors spread greedily (FP8-LM).
+    `gradients`: scales of the E4M3 gradients, by block unless `states` is fp8lm.  `gradient_clip`: largest norm of all gradients together.
+    `lr` may be a tensor on the parameters' device, which a captured CUDA graph reads anew at every replay.  `sharding`: each rank of
+    `group` keeps the states of its share of the weights (ZeRO, arXiv 1910.02054): cut evenly at blocks, or whole tensors spread greedily
+    (FP8-LM).
     """
 
     def __init__(  # noqa: PLR0913 - torch's signature, and what is new by name only

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from gnome.fp8.kernels.edge_tile import (
     gather_rows,
+    inside,
     keep_rows,
     load_index,
     load_rows,
@@ -38,14 +39,14 @@ def edge_hidden_kernel(
     place = tl.arange(0, BLOCK)
     step = tl.num_programs(0).to(tl.int64) * BLOCK
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    valid = place < n_edges - start
+    valid = inside(place, start, n_edges, BLOCK)
     rows = load_rows(edges + start * D, place, valid, D)
     sender, receiver = load_index(senders + start, place, valid), load_index(receivers + start, place, valid)
     for _ in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
         from_sender = gather_rows(projected_senders, sender, valid, D)
         from_receiver = gather_rows(projected_receivers, receiver, valid, D)
         ahead = start + step
-        valid_ahead = place < n_edges - ahead
+        valid_ahead = inside(place, ahead, n_edges, BLOCK)
         rows_ahead = load_rows(edges + ahead * D, place, valid_ahead, D)
         sender, receiver = load_index(senders + ahead, place, valid_ahead), load_index(receivers + ahead, place, valid_ahead)
         if FP8 and FORWARD:
@@ -73,12 +74,12 @@ def edge_output_kernel(
     column = tl.arange(0, D)[None, :]
     step = tl.num_programs(0).to(tl.int64) * BLOCK
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    valid = place < n_edges - start
+    valid = inside(place, start, n_edges, BLOCK)
     rows = load_rows(activation + start * D, place, valid, D)
     for _ in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
         old = load_rows(edges + start * D, place, valid, D)
         ahead = start + step
-        valid_ahead = place < n_edges - ahead
+        valid_ahead = inside(place, ahead, n_edges, BLOCK)
         rows_ahead = load_rows(activation + ahead * D, place, valid_ahead, D)
         z = scaled_product(rows, right, activation_scale + start, inverse_scale, place, valid, FP8)
         unit, _ = normalized(z + tl.load(vectors + column), eps, D)

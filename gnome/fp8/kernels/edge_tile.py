@@ -31,6 +31,12 @@ def quantized_rows(x):
 
 
 @triton.jit
+def inside(place, start, n_edges, BLOCK: tl.constexpr):
+    """Return which rows (B) of the tile at `start` (int64) are edges."""
+    return place < tl.minimum(n_edges - start, BLOCK).to(tl.int32)
+
+
+@triton.jit
 def load_rows(start, place, valid, D: tl.constexpr):
     """Load a tile of rows (B, D); rows past the end are zero."""
     return tl.load(start + place[:, None] * D + tl.arange(0, D)[None, :], mask=valid[:, None], other=0.0)

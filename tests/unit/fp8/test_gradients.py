@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnome.errors import InvalidInput
+from gnome.fp8 import gradients
 from gnome.fp8.formats import BLOCK, E4M3
 from gnome.fp8.gradients import GradientScaling, GradientStore
 from gnome.fp8.layout import lay_out
@@ -202,3 +203,17 @@ def test_zeros_and_nothing(scaling: GradientScaling) -> None:
     assert not store.value(1).any()
     assert store.value(0).shape == (0,)
     assert (store.scale == 1).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_kernel_forgets_no_infinity_either(bad: float, interpreted_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "use_kernels", lambda _: True)
+    store = new_store("block")
+    values = gradient(1)
+    values[17] = bad
+    for micro in (values, gradient(1)):
+        store.add(1, micro)
+    assert not torch.isfinite(store.squared_norm())
+    store.clear()
+    store.add(1, gradient(1))
+    assert torch.isfinite(store.squared_norm())
