@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gnome.errors import InvalidInput
 from gnome.fp8.formats import E5M2, GEMM_MULTIPLE
-from gnome.fp8.linear import Linear, LinearSettings, gradient_dtype, layer_of
+from gnome.fp8.linear import Linear, LinearSettings, fp8_available, gradient_dtype, layer_of
 from gnome.fp8.producers import gated, gated_backward, norm_backward, normalized, normalized_columns
 from gnome.fp8.scaling import quantize_matrix
 
@@ -31,6 +32,8 @@ class NormLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last dimension."""
         _check_width(x, self.linear.in_features)
+        if not fp8_available(x.device):
+            return self.linear(_normalized_16_bit(x, self.gain, self.eps))
         flat, linear = x.reshape(-1, x.shape[-1]), self.linear
         states = linear.input_scaling.state, linear.gradient_scaling.state
         y = _NormLinear.apply(flat, self.gain, linear.weight, *states, linear.handle, self.eps, linear.delivers_to_sink())
@@ -58,6 +61,9 @@ class GatedMLP(nn.Module):
         """Apply to the last dimension."""
         _check_width(x, self.up.in_features)
         up, down = self.up, self.down
+        if not fp8_available(x.device):
+            gate, value = up(_normalized_16_bit(x, self.gain, self.eps)).chunk(2, dim=-1)
+            return down(functional.silu(gate) * value)
         states = [s.state for layer in (up, down) for s in (layer.input_scaling, layer.gradient_scaling)]
         has_sink = up.delivers_to_sink()
         if has_sink != down.delivers_to_sink():
@@ -66,6 +72,11 @@ class GatedMLP(nn.Module):
             x.reshape(-1, x.shape[-1]), self.gain, up.weight, down.weight, *states, up.handle, down.handle, self.eps, has_sink
         )
         return y.view(x.shape)
+
+
+def _normalized_16_bit(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """Normalise where the layer that follows is not FP8."""
+    return (functional.rms_norm(x.float(), (x.shape[-1],), eps=eps) * gain).to(x.dtype)
 
 
 def _check_width(x: Tensor, width: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnome.errors import InvalidCheckpoint, InvalidInput
-from gnome.fp8 import AdamW, Linear, LinearSettings, convert_to_fp8
+from gnome.fp8 import AdamW, GatedMLP, Linear, LinearSettings, NormLinear, convert_to_fp8, fused, linear
 from gnome.fp8.convert import store_weight
 from gnome.fp8.gradients import GradientStore
 from gnome.fp8.layout import lay_out
@@ -257,3 +257,36 @@ def test_autocast_decides_the_dtype_of_the_output() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(4, 64)).dtype == torch.bfloat16
     assert layer(torch.randn(4, 64)).dtype == torch.float32
+
+
+def test_a_gpu_without_fp8_falls_back_to_bf16_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_fp8_gemm", lambda _: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Old GPU")
+    with pytest.warns(
+        UserWarning, match=r"Old GPU does not multiply FP8 matrices \(compute capability 8\.9 is needed\); using BF16"
+    ) as seen:
+        answers = [linear.fp8_available(torch.device("cuda:0")) for _ in range(2)]
+    assert answers == [False, False]
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("kind", ["linear", "norm linear", "gated mlp"])
+def test_the_fall_back_computes_and_delivers_gradients(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (linear, fused):
+        monkeypatch.setattr(module, "fp8_available", lambda _: False)
+    torch.manual_seed(0)
+    layer = {"linear": lambda: Linear(64, 64), "norm linear": lambda: NormLinear(64, 64), "gated mlp": lambda: GatedMLP(64, 64)}[
+        kind
+    ]()
+    model = nn.Sequential(layer)
+    convert_to_fp8(model, weights="fp16")
+    optimizer = AdamW(model.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(80):
+        x = torch.randn(32, 64)
+        optimizer.zero_grad()
+        loss = (model(x) - x).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.85 * losses[0]
