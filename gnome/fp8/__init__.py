@@ -6,6 +6,7 @@ Depends on torch alone, and on Triton where there is a GPU; knows nothing of cry
 from gnome.fp8.automatic_scale import AutomaticScale
 from gnome.fp8.collectives import reduce_gradients
 from gnome.fp8.convert import ConversionReport, convert_to_fp8, restore_linear
+from gnome.fp8.edge_block import EdgeBlock, EdgeOrder
 from gnome.fp8.formats import E4M3, E5M2, FP16, Format
 from gnome.fp8.fused import GatedMLP, NormLinear
 from gnome.fp8.layout import lay_out
@@ -25,6 +26,8 @@ __all__ = [
     "AdamW",
     "AutomaticScale",
     "ConversionReport",
+    "EdgeBlock",
+    "EdgeOrder",
     "Format",
     "GatedMLP",
     "Level",

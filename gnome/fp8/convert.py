@@ -1,5 +1,6 @@
 """Replace the linear layers of a model by FP8 ones, torch's and PyG's alike, and say what was replaced and what was not."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,14 +19,20 @@ Weights = Literal["as they are", "fp16", "e4m3"]
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What became of every linear layer, by its name in the model: `converted` names, `kept` pairs of name and reason."""
+    """What became of every linear layer, by its name in the model: `converted` names, `kept` pairs of name and reason.
+
+    `shared`: converted layers whose weight other modules use too; it stays stored as it was.
+    """
 
     converted: tuple[str, ...]
     kept: tuple[tuple[str, str], ...]
+    shared: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.converted)} linear layers in FP8, {len(self.kept)} as they were"]
-        return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in self.kept)])
+        lines += [f"  {name}: {reason}" for name, reason in self.kept]
+        lines += [f"  {name}: other modules use its weight, which stays stored as it was" for name in self.shared]
+        return "\n".join(lines)
 
 
 def convert_to_fp8(
@@ -63,10 +70,15 @@ def convert_to_fp8(
             made[id(layer)] = _converted(layer, settings)
         parent._modules[name] = made[id(layer)]  # noqa: SLF001
         converted.append(path)
+    shared = []
     if weights != "as they are":
-        for new in {id(m): m for m in model.modules() if isinstance(m, Linear)}.values():
-            store_weight(new, weights)
-    return ConversionReport(tuple(converted), tuple(kept))
+        users = Counter(id(p) for module in model.modules() for p in module._parameters.values())  # noqa: SLF001
+        for path, layer in model.named_modules():
+            if isinstance(layer, Linear) and users[id(layer.weight)] > 1:
+                shared.append(path)
+            elif isinstance(layer, Linear):
+                store_weight(layer, weights)
+    return ConversionReport(tuple(converted), tuple(kept), tuple(shared))
 
 
 def _converted(layer: Any, settings: LinearSettings | None) -> Linear:

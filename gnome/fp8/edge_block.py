@@ -1,4 +1,4 @@
-"""The edge block of a graph network (MeshGraphNet's), with one kernel forward and one backward for all that is done per edge.
+"""The edge block of a graph network (MeshGraphNet's), with all that is done per edge in one kernel a matrix product.
 
     hidden = W_s h[senders] + W_r h[receivers] + W_e e + b      (a linear layer of the concatenation, split)
     new_e  = e + LayerNorm(W_o silu(hidden) + b_o)
@@ -7,14 +7,13 @@
 The node's parts of the first layer are products over nodes, not edges.  The one tensor kept per edge for backward is the edge
 itself: BF16, or E4M3 with a scale a row, half of it; all else is computed again.  Sums run in FP32.  In FP8, operands of
 products over features have a scale a row, worked out from the row itself (no history, nothing to calibrate), weights one each;
-residual, norm, node products and sums stay in BF16 and FP32.  Results are the same bits every time, but for nodes that lie in
-more than two tiles when tiles add to the nodes themselves (`TileSettings.reduce`).
+residual, norm, node products and sums stay in BF16 and FP32.  Results are the same bits every time.
 
 Without a GPU, and for other widths, torch code computes the same: exactly in FP32 (FP64 for FP64 edges), in FP8 with operands
 rounded as the kernels round them and gradients passed through.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from typing import Any, Literal, Self
 
 import torch
@@ -26,45 +25,46 @@ from gnome.fp8.kernels.availability import has_fp8_gemm, use_kernels
 from gnome.fp8.scaled_tensor import Granularity, ScaledTensor
 
 Precision = Literal["bf16", "fp8"]
-Feed = Literal["staged", "whole", "resident"]
 
 KERNEL_WIDTHS = (64, 128, 256)
-_FEEDS: tuple[Feed, ...] = ("staged", "whole", "resident")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TileSettings:
-    """How a kernel works on a tile of `block` edges; `feed` see `kernels.edge_tile` (backward is always staged)."""
+    """How a kernel works: `programs` on each multiprocessor walk over tiles of `block` edges, the weight in shared memory."""
 
     block: int = 64
-    warps: int = 4
-    stages: int = 2
-    feed: Feed = "staged"
-    reduce: bool = False
-    """Whether tiles add to the nodes themselves where edges are sorted by receiver; otherwise a second kernel sums."""
+    warps: int = 16
+    programs: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeSettings:
-    """Launch settings; the weights' gradients come from cuBLAS (BF16 only) or from a kernel with a fixed split over edges."""
+    """Launch settings of each kernel with a product; `hidden` runs in both directions."""
 
-    forward: TileSettings = field(default_factory=TileSettings)
-    backward: TileSettings = field(default_factory=TileSettings)
-    cublas: bool = False
+    hidden: TileSettings = field(default_factory=TileSettings)
+    output: TileSettings = field(default_factory=TileSettings)
+    norm_gradient: TileSettings = field(default_factory=lambda: TileSettings(warps=8))
+    hidden_gradient: TileSettings = field(default_factory=TileSettings)
+    edge_gradient: TileSettings = field(default_factory=TileSettings)
+
+    @classmethod
+    def of(cls, width: int) -> Self:
+        """Return the default for a width: below 256 two programs fit on a multiprocessor, and one works while the other waits."""
+        if width >= max(KERNEL_WIDTHS):
+            return cls()
+        pair = TileSettings(warps=8, programs=2)
+        return cls(hidden=pair, output=pair, norm_gradient=TileSettings(), hidden_gradient=pair, edge_gradient=pair)
 
     def packed(self) -> list[int]:
         """Return the settings as the numbers that a torch operator can take."""
-        tiles = (self.forward, self.backward)
-        return [int(self.cublas), *(n for t in tiles for n in (t.block, t.warps, t.stages, _FEEDS.index(t.feed), int(t.reduce)))]
+        return [number for tiles in astuple(self) for number in tiles]
 
     @classmethod
     def unpacked(cls, numbers: list[int]) -> Self:
         """Invert `packed`."""
-        tiles = [
-            TileSettings(block=block, warps=warps, stages=stages, feed=_FEEDS[feed], reduce=bool(reduce))
-            for block, warps, stages, feed, reduce in (numbers[1:6], numbers[6:11])
-        ]
-        return cls(forward=tiles[0], backward=tiles[1], cublas=bool(numbers[0]))
+        tiles = (TileSettings(block=b, warps=w, programs=p) for b, w, p in zip(*(numbers[i::3] for i in range(3)), strict=True))
+        return cls(**{own.name: setting for own, setting in zip(fields(cls), tiles, strict=True)})
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class EdgeBlock(nn.Module):
             raise ValueError(f"precision is {precision!r}, expected 'bf16' or 'fp8'")
         self.width = width
         self.precision = precision
-        self.settings = EdgeSettings() if settings is None else settings
+        self.settings = EdgeSettings.of(width) if settings is None else settings
         self.eps = eps
         first = (3 * width) ** -0.5  # torch's range for a linear layer, of the concatenation
         self.weight_sender = _uniform(first, width, width)
@@ -244,7 +244,7 @@ def _edge_forward(
 
     order = EdgeOrder(senders, receivers, receiver_offsets, receiver_order, sender_offsets, sender_order)
     ends = (projected_senders, projected_receivers)
-    return forward(edges, ends, (weight_edge, weight_out, vectors), order, eps, fp8, EdgeSettings.unpacked(settings).forward)
+    return forward(edges, ends, (weight_edge, weight_out, vectors), order, eps, fp8, EdgeSettings.unpacked(settings))
 
 
 @_edge_forward.register_fake

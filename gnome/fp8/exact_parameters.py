@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnome.errors import InvalidCheckpoint
+
 
 class ExactParameters:
     """Parameters with native gradients and moments of their own dtype; `members` pairs each with its parameter group."""
@@ -66,8 +68,13 @@ class ExactParameters:
         ]
 
     def load(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Restore what `state` returned."""
-        for m, v, s, state in zip(self.first, self.second, self.steps, states, strict=True):
+        """Restore what `state` returned; raises InvalidCheckpoint that names what is wrong."""
+        for index, (m, v, s, state) in enumerate(zip(self.first, self.second, self.steps, states, strict=True)):
+            for key, own in (("first", m), ("second", v), ("steps", s)):
+                saved = state.get(key)
+                if not isinstance(saved, Tensor) or saved.shape != own.shape or saved.dtype != own.dtype:
+                    found = f"{saved.dtype} {tuple(saved.shape)}" if isinstance(saved, Tensor) else "missing"
+                    raise InvalidCheckpoint(f"exact parameter {index}: {key} is {found}, expected {own.dtype} {tuple(own.shape)}")
             m.copy_(state["first"])
             v.copy_(state["second"])
             s.copy_(state["steps"])

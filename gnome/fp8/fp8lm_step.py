@@ -7,6 +7,7 @@ its scales on the host, here they stay on the device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from gnome.fp8.optimizer_step import StepInputs
 
 
-def step_by_tensor(arena: StateArena, inputs: StepInputs) -> None:
+def step_by_tensor(arena: StateArena, inputs: StepInputs, largest_of_ranks: Callable[[Tensor], None]) -> None:
     """Take one step in place, unless `inputs.control` says that it is skipped."""
     n_tensors = len(arena.groups)
     largest = torch.zeros(3, n_tensors, device=arena.weights.device)
@@ -30,9 +31,11 @@ def step_by_tensor(arena: StateArena, inputs: StepInputs) -> None:
 
         launch_pass(arena, inputs, largest, None)
     elif bool(inputs.control[0]):
+        arena.new_weight_scale.copy_(arena.weight_scale)
         return
     else:
         _measure(arena, inputs, largest)
+    largest_of_ranks(largest)
     old = torch.stack([arena.first.scale, arena.second.scale, arena.weight_scale])
     scales = torch.stack([power_of_two_scale(amax, fmt) for amax, fmt in zip(largest, (E4M3, FP16, FP16), strict=True)])
     if not arena.scaled:
@@ -46,6 +49,7 @@ def step_by_tensor(arena: StateArena, inputs: StepInputs) -> None:
     arena.first.scale.copy_(scales[0])
     arena.second.scale.copy_(scales[1])
     arena.new_weight_scale.copy_(scales[2])
+    arena.weight_amax.copy_(torch.where(kept, arena.weight_amax, largest[2]))
 
 
 def _measure(arena: StateArena, inputs: StepInputs, largest: Tensor) -> None:

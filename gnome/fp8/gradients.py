@@ -33,6 +33,7 @@ class GradientStore:
         self.scale = torch.ones(layout.n_blocks if scaling == "block" else n_tensors, device=device)
         self.squares = torch.zeros(n_tensors, device=device)
         self.filled = [False] * n_tensors
+        self._owners: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -47,6 +48,7 @@ class GradientStore:
                 f"{self.layout.numels[index]}"
             )
         flat = gradient.detach().reshape(-1)
+        earlier = 0 * self.squares[index] if self.filled[index] else None  # NaN if an earlier micro-batch was not finite
         if self.scaling == "block" and use_kernels(flat.device):
             from gnome.fp8.kernels.gradients import store_gradient  # noqa: PLC0415 - needs Triton
 
@@ -54,6 +56,8 @@ class GradientStore:
         else:
             flat = flat.float()
             self.put(index, flat + self.value(index) if self.filled[index] else flat)
+        if earlier is not None:
+            self.squares[index] += earlier
         self.filled[index] = True
 
     def put(self, index: int, flat: Tensor) -> None:
@@ -75,8 +79,9 @@ class GradientStore:
         """Scale of every block (n_blocks,), whichever way scales are kept; 1 for padding."""
         if self.scaling == "block":
             return self.scale
-        owners = self.layout.owners(self.scale.device).long()
-        return torch.where(owners >= 0, self.scale[owners.clamp(min=0)], 1.0)
+        if self._owners is None:
+            self._owners = self.layout.owners(self.scale.device).long()
+        return torch.where(self._owners >= 0, self.scale[self._owners.clamp(min=0)], 1.0)
 
     def squared_norm(self) -> Tensor:
         """Sum of squares of all filled gradients, a scalar on the device; not finite if any of them is not."""

@@ -156,8 +156,8 @@ class Linear(nn.Module):
         self.weight.copy_(values if self.weight_scale is None else values * self.weight_scale)
 
     def dense_weight(self) -> Tensor:
-        """Return the true weight in FP32."""
-        weight = self.weight.detach().float()
+        """Return a copy of the true weight in FP32."""
+        weight = self.weight.detach().to(torch.float32, copy=True)
         return weight if self.weight_scale is None else weight / self.weight_scale
 
     def extra_repr(self) -> str:

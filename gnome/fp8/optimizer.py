@@ -12,7 +12,7 @@ matrices below `min_size`, keep native gradients and moments in their own dtype.
 One kernel updates all weights of a dtype; nothing waits for the device.  The step is skipped, and counted, when any gradient is not finite.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from gnome.fp8.kernels.availability import use_kernels
 from gnome.fp8.layout import Sharding, lay_out
 from gnome.fp8.optimizer_state import StateArena, States
 from gnome.fp8.optimizer_step import StepInputs, step_coefficients, take_step
-from gnome.fp8.sharding import gather_share, mean_of, raise_to_largest, rank_and_size
+from gnome.fp8.sharding import gather_share, mean_of_gradients, raise_to_largest, rank_and_size
 
 
 class AdamW(torch.optim.Optimizer):
@@ -54,15 +54,19 @@ class AdamW(torch.optim.Optimizer):
         sharding: Sharding | None = None,
         group: Any = None,
     ) -> None:
-        _check(states, lr, betas, eps, weight_decay, sharding)
+        _check(states, sharding)
         self.gradient_scaling: GradientScaling = gradients or ("tensor" if states == "fp8lm" else "block")
         self.kind, self.gradient_clip, self.seed, self.group = states, gradient_clip, seed, group
-        self.rank, self.ranks = rank_and_size(group) if sharding else (0, 1)
+        rank, self.world = rank_and_size(group)
+        self.shard = rank if sharding and self.world > 1 else None
+        self.members: list[tuple[nn.Parameter, int]] = []
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.members = [(p, index) for index, own in enumerate(self.param_groups) for p in own["params"]]
-        if not all(p.is_floating_point() for p, _ in self.members):
-            raise InvalidInput("AdamW updates floating-point parameters only")
-        compact = [(p, g) for p, g in self.members if _is_scaled(p) or (p.ndim > 1 and p.numel() >= min_size)]
+        for own in self.param_groups:
+            _check_group(own)
+        self.members = [(p, index) for index, own in enumerate(self.param_groups) for p in own["params"] if p.requires_grad]
+        if not self.members:
+            raise InvalidInput("AdamW got no parameter that requires a gradient")
+        compact = [(p, g) for p, g in self.members if _is_scaled(p) or (p.ndim > 1 and p.numel() >= max(min_size, 1))]
         chosen = {id(p) for p, _ in compact}
         self.exact = ExactParameters([(p, g) for p, g in self.members if id(p) not in chosen])
         device = self.members[0][0].device
@@ -76,11 +80,17 @@ class AdamW(torch.optim.Optimizer):
         self._settings_rows: list[tuple[float, ...]] = []
         self._settings = torch.zeros(len(self.param_groups), 5, device=device)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group while the optimizer is made; afterwards its buffers are laid out, and InvalidInput is raised."""
+        if self.members:
+            raise InvalidInput("parameters cannot be added to this optimizer; make a new one with all of them")
+        super().add_param_group(param_group)
+
     def _adopt(self, members: list[tuple[nn.Parameter, int]], sharding: Sharding) -> None:
         """Lay parameters of one dtype end to end, keep their gradients from now on in E4M3, and make their states."""
         parameters = [p for p, _ in members]
-        layout = lay_out([p.numel() for p in parameters], world=self.ranks, sharding=sharding)
-        arena = StateArena.adopt(parameters, layout, self.kind, rank=self.rank, groups=[g for _, g in members], seed=self.seed)
+        layout = lay_out([p.numel() for p in parameters], world=self.world, sharding=sharding)
+        arena = StateArena.adopt(parameters, layout, self.kind, shard=self.shard, groups=[g for _, g in members], seed=self.seed)
         store = GradientStore(layout, parameters[0].device, self.gradient_scaling)
         for index, parameter in enumerate(parameters):
             layer = getattr(parameter, "fp8_layer", lambda: None)()
@@ -95,8 +105,8 @@ class AdamW(torch.optim.Optimizer):
         """Replace gradients by their mean over the ranks of the group, in FP8; see `collectives.reduce_gradients`."""
         options.setdefault("mode", "fp8lm" if self.gradient_scaling == "tensor" else "all_to_all")
         for store in self.stores:
-            reduce_gradients(store, self.group, gather=self.ranks == 1, **options)
-        mean_of(self.exact.gradients(), self.group)
+            reduce_gradients(store, self.group, gather=self.shard is None, **options)
+        mean_of_gradients([p for p, _ in self.exact.members], self.group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -108,17 +118,21 @@ class AdamW(torch.optim.Optimizer):
         control, coefficients = self._prepare()
         for arena, store in zip(self.arenas, self.stores, strict=True):
             arena.check_home()
+            _absorb_leftovers(arena.parameters, store)
             arena.set_active(store.filled)
             gradient, scale = store.share(arena.first_block, arena.last_block)
-            take_step(arena, StepInputs(gradient, scale, coefficients, control, self.step_count))
-            if self.ranks > 1:
-                raise_to_largest(arena.weight_amax, self.group)
+            take_step(arena, StepInputs(gradient, scale, coefficients, control, self.step_count), self._raise_to_largest)
+            self._raise_to_largest(arena.weight_amax)
             arena.publish(self._gather)
         self.exact.step(self.param_groups, control)
         return loss
 
+    def _raise_to_largest(self, x: Tensor) -> None:
+        if self.shard is not None:
+            raise_to_largest(x, self.group)
+
     def _gather(self, share: Tensor) -> Tensor | None:
-        return gather_share(share, self.group) if self.ranks > 1 else None
+        return None if self.shard is None else gather_share(share, self.group)
 
     def _prepare(self) -> tuple[Tensor, Tensor]:
         """Count the step, and return `StepInputs.control` and `StepInputs.coefficients` (groups, 8)."""
@@ -165,7 +179,10 @@ class AdamW(torch.optim.Optimizer):
             store.clear()
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """Return a parameter's gradient as the next step will use it, before clipping, FP32; None where it has none."""
+        """Return a parameter's gradient as the next step will use it, before clipping, FP32; None where it has none.
+
+        With sharding, after `reduce_gradients`, only this rank's share of it is meaningful.
+        """
         for arena, store in zip(self.arenas, self.stores, strict=True):
             for index, own in enumerate(arena.parameters):
                 if own is parameter:
@@ -179,7 +196,10 @@ class AdamW(torch.optim.Optimizer):
         """
         return {
             "states": self.kind,
-            "param_groups": [{k: v for k, v in own.items() if k != "params"} for own in self.param_groups],
+            "param_groups": [
+                {k: v.clone() if isinstance(v, Tensor) else v for k, v in own.items() if k != "params"}
+                for own in self.param_groups
+            ],
             "step_count": self.step_count.clone(),
             "skipped_steps": self.skipped_steps.clone(),
             "arenas": [arena.state(self._gather) for arena in self.arenas],
@@ -201,7 +221,11 @@ class AdamW(torch.optim.Optimizer):
             arena.load(states, f"arena {number}")
         self.exact.load(state_dict["exact"])
         for own, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            own.update(saved)
+            for key, value in saved.items():
+                if isinstance(own.get(key), Tensor):  # in place: a captured graph reads this very tensor
+                    own[key].copy_(torch.as_tensor(value))
+                else:
+                    own[key] = value
         self.step_count.copy_(state_dict["step_count"])
         self.skipped_steps.copy_(state_dict["skipped_steps"])
 
@@ -222,12 +246,24 @@ def _absorb(store: GradientStore, index: int) -> Callable[[Tensor], None]:
     return hook
 
 
-def _check(states: str, lr: float | Tensor, betas: tuple[float, float], eps: float, decay: float, sharding: str | None) -> None:
+def _absorb_leftovers(parameters: Sequence[nn.Parameter], store: GradientStore) -> None:
+    """Take gradients that were set by hand, or computed before the optimizer was made."""
+    for index, parameter in enumerate(parameters):
+        if parameter.grad is not None:
+            store.add(index, parameter.grad)
+            parameter.grad = None
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    lr, betas, eps, decay = (group[key] for key in ("lr", "betas", "eps", "weight_decay"))
+    if not all(0 <= beta < 1 for beta in betas) or eps < 0 or decay < 0 or float(lr) < 0:
+        raise InvalidInput(f"lr {lr}, betas {betas}, eps {eps} and weight_decay {decay} must be >= 0, betas below 1")
+
+
+def _check(states: str, sharding: str | None) -> None:
     if states not in {"block", "fp8lm", "fp32"}:
         raise InvalidInput(f"states is {states!r}, expected block, fp8lm or fp32")
     if sharding not in {None, "even", "whole"}:
         raise InvalidInput(f"sharding is {sharding!r}, expected even, whole or None")
     if states == "fp8lm" and sharding == "even":
         raise InvalidInput("fp8lm scales moments by tensor and needs whole tensors on a rank: sharding='whole'")
-    if not all(0 <= beta < 1 for beta in betas) or eps < 0 or decay < 0 or float(lr) < 0:
-        raise InvalidInput(f"lr {lr}, betas {betas}, eps {eps} and weight_decay {decay} must be >= 0, betas below 1")

@@ -31,18 +31,21 @@ CHUNK_BLOCKS = 1 << 14
 
 
 class StateArena:
-    """Parameters of one dtype and their moments, laid out flat; this rank's share is blocks `first_block` to `last_block`.
+    """Parameters of one dtype and their moments, laid out flat.
 
-    `home` holds all parameters, which are views of it; `weights` is the share's master copy, a view of `home` or, beside E4M3 parameters,
-    FP16 of its own.  `first`, `second`, `owners` (block -> parameter) cover the share; `weight_scale`, `weight_amax` (of the unscaled
-    master), `groups` and `active` have one entry for each parameter.
+    The share, blocks `first_block` to `last_block`, is what is updated here: everything, or a rank's `shard`.  `home` holds all
+    parameters, which are views of it; `weights` is the share's master copy, a view of `home` or, beside E4M3 parameters, FP16 of its own.
+    `first`, `second`, `owners` (block -> parameter) cover the share; `weight_scale`, `weight_amax` (of the unscaled master), `groups`
+    and `active` have one entry for each parameter.
     """
 
-    def __init__(self, layout: Layout, home: Tensor, states: States, *, rank: int, groups: Sequence[int], seed: int) -> None:
+    def __init__(
+        self, layout: Layout, home: Tensor, states: States, *, shard: int | None, groups: Sequence[int], seed: int
+    ) -> None:
         device, n = home.device, len(groups)
         self.layout, self.home, self.states, self.seed = layout, home, states, seed
         self.parameters: list[nn.Parameter] = []
-        self.first_block, self.last_block = layout.shard(rank)
+        self.first_block, self.last_block = (0, layout.n_blocks) if shard is None else layout.shard(shard)
         self.share = slice(self.first_block * BLOCK, self.last_block * BLOCK)
         self.published_scale = torch.ones(n, device=device) if home.dtype == E4M3.dtype else None
         self.weights = home[self.share] if self.published_scale is None else home[self.share].to(FP16.dtype)
@@ -55,6 +58,7 @@ class StateArena:
         self.first = self._empty_state(E4M3)
         self.second = self._empty_state(FP16 if states == "fp8lm" else E4M3)
         self._active = [True] * n
+        self._versions: list[int] = []
         self._work: tuple[int, Tensor] | None = None
 
     @classmethod
@@ -75,6 +79,7 @@ class StateArena:
             amax = layout.part(home, index).float().abs().amax()
             arena.weight_amax[index] = amax / arena.weight_scale[index]
         arena.parameters = list(parameters)
+        arena._versions = [p._version for p in parameters]  # noqa: SLF001
         return arena
 
     def _adopt_scale(self, index: int, scale: Tensor) -> None:
@@ -142,6 +147,10 @@ class StateArena:
                     "move the model to its device and dtype first, then make the optimizer"
                 )
 
+        if self.published_scale is not None and self._versions != [p._version for p in self.parameters]:  # noqa: SLF001
+            self.weights.copy_(self.home[self.share].to(FP16.dtype))  # new weights were loaded: they are the master now
+            self.weight_scale.copy_(self.published_scale)
+
     def publish(self, gather: Gather) -> None:
         """Bring the parameters up to date with the master copies of all ranks; `gather` joins the ranks' shares, or returns None."""
         share = self.weights
@@ -158,6 +167,7 @@ class StateArena:
         if everything is not None:
             self.home.copy_(everything)
         torch.autograd.graph.increment_version(self.parameters)
+        self._versions = [p._version for p in self.parameters]  # noqa: SLF001 - torch has no other way to ask
 
     def state(self, gather: Gather) -> list[dict[str, Tensor]]:
         """Return the moments of every parameter, one dictionary each, and what else an exact resume needs."""
@@ -186,8 +196,8 @@ class StateArena:
             for index, state in enumerate(states):
                 part = self._part(key, whole, index)
                 saved = state.get(key)
-                if saved is None or saved.shape != part.shape or saved.dtype != part.dtype:
-                    found = "nothing" if saved is None else f"{saved.dtype} {tuple(saved.shape)}"
+                if not isinstance(saved, Tensor) or saved.shape != part.shape or saved.dtype != part.dtype:
+                    found = f"{saved.dtype} {tuple(saved.shape)}" if isinstance(saved, Tensor) else "missing"
                     raise InvalidCheckpoint(
                         f"{name}, parameter {index}: {key} is {found}, expected {part.dtype} {tuple(part.shape)}"
                     )
@@ -197,9 +207,16 @@ class StateArena:
             width = 1 if per_block else BLOCK
             tensor.copy_(whole if by_tensor else whole[self.first_block * width : self.last_block * width])
         for index, state in enumerate(states):
-            check_scale(state["weight_scale"], torch.Size(()), f"{name}, parameter {index}, weight_scale")
+            where = f"{name}, parameter {index}"
+            for key in ("weight_scale", "weight_amax"):
+                if not isinstance(state.get(key), Tensor):
+                    raise InvalidCheckpoint(f"{where}: {key} is missing")
+            check_scale(state["weight_scale"], torch.Size(()), f"{where}, weight_scale")
+            if not 0 <= float(state["weight_amax"]) < float("inf"):
+                raise InvalidCheckpoint(f"{where}: weight_amax is {float(state['weight_amax'])}, expected a finite magnitude")
             self.weight_scale[index] = state["weight_scale"]
             self.weight_amax[index] = state["weight_amax"]
+        self._versions = [p._version for p in self.parameters]  # noqa: SLF001 - the master that was loaded is theirs
 
     def _shared_tensors(self) -> list[tuple[str, Tensor]]:
         """Tensors of the share that a checkpoint holds."""

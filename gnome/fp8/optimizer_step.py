@@ -5,6 +5,7 @@ would freeze it, and the learning rate with it.  Stochastic rounding of 16-bit w
 average.  `fp8lm` rounds to nearest throughout, as FP8-LM does.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,10 +57,13 @@ def step_coefficients(settings: Tensor, step: Tensor) -> Tensor:
     return torch.stack(columns, dim=1).float()
 
 
-def take_step(arena: StateArena, inputs: StepInputs) -> None:
-    """Update the share's weights and moments in place; where `inputs.control` says so, nothing changes."""
+def take_step(arena: StateArena, inputs: StepInputs, largest_of_ranks: Callable[[Tensor], None] = lambda _: None) -> None:
+    """Update the share's weights and moments in place; where `inputs.control` says so, nothing changes.
+
+    `largest_of_ranks` raises magnitudes by tensor (in place) to the largest that any rank has.
+    """
     if arena.states == "fp8lm":
-        step_by_tensor(arena, inputs)
+        step_by_tensor(arena, inputs, largest_of_ranks)
     else:
         if arena.scaled:
             _choose_weight_scale(arena, inputs.control)

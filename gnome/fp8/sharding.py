@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def rank_and_size(group: Any = None) -> tuple[int, int]:
@@ -30,12 +30,20 @@ def raise_to_largest(x: Tensor, group: Any = None) -> None:
     dist.all_reduce(x, dist.ReduceOp.MAX, group=group)
 
 
-def mean_of(tensors: Sequence[Tensor], group: Any = None) -> None:
-    """Replace tensors in place by their FP32 mean over ranks, in one exchange."""
+def mean_of_gradients(parameters: Sequence[nn.Parameter], group: Any = None) -> None:
+    """Replace native gradients by their FP32 mean over ranks, in one exchange; a rank without one counts as zero."""
     _, size = rank_and_size(group)
-    if size == 1 or not tensors:
+    if size == 1 or not parameters:
         return
-    flat = torch.cat([t.detach().reshape(-1).float() for t in tensors])
+    gradients = [torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.detach().float() for p in parameters]
+    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
+    there = there.pin_memory() if gradients[0].is_cuda else there
+    flat = torch.cat([*(g.reshape(-1) for g in gradients), there.to(gradients[0].device, non_blocking=True)])
     dist.all_reduce(flat, group=group)
-    for tensor, mean in zip(tensors, (flat / size).split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(mean.view(tensor.shape))
+    *means, ranks_with = flat.split([*(p.numel() for p in parameters), len(parameters)])
+    # Only a rank that lacks a gradient must ask, and wait, whether others have it.
+    anywhere = [True] * len(parameters) if bool(there.all()) else (ranks_with > 0).tolist()
+    for parameter, mean, exists in zip(parameters, means, anywhere, strict=True):
+        if exists:
+            value = (mean / size).view(parameter.shape).to(parameter.dtype)
+            parameter.grad = value if parameter.grad is None else parameter.grad.copy_(value)

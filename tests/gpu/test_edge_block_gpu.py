@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gnome.fp8.edge_block import EdgeBlock, EdgeOrder, EdgeSettings, Feed, Precision, TileSettings
+from gnome.fp8.edge_block import EdgeBlock, EdgeOrder, EdgeSettings, Precision, TileSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -51,8 +51,9 @@ def run(block: EdgeBlock, given: tuple[Tensor, ...]) -> dict[str, Tensor]:
 
 def make(width: int, precision: Precision, tiles: TileSettings | None = None) -> EdgeBlock:
     torch.manual_seed(0)
-    tiles = TileSettings() if tiles is None else tiles
-    return EdgeBlock(width, precision, settings=EdgeSettings(forward=tiles, backward=tiles)).cuda()
+    names = ("hidden", "output", "norm_gradient", "hidden_gradient", "edge_gradient")
+    settings = None if tiles is None else EdgeSettings(**dict.fromkeys(names, tiles))
+    return EdgeBlock(width, precision, settings=settings).cuda()
 
 
 def assert_right(block: EdgeBlock, given: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,17 +79,22 @@ def test_results_and_gradients(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-@pytest.mark.parametrize("feed", ["staged", "whole", "resident"])
-@pytest.mark.parametrize("reduce", [True, False])
-def test_settings(precision: Precision, feed: Feed, reduce: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiles = TileSettings(block=128, warps=8, feed=feed, stages=2 if feed == "staged" else 1, reduce=reduce)
-    assert_right(make(256, precision, tiles), graph(1000, 20_003, 256), monkeypatch)
+@pytest.mark.parametrize(
+    ("width", "tiles"),
+    [
+        (256, TileSettings(warps=8)),
+        (128, TileSettings(warps=8, programs=2)),
+        (128, TileSettings(block=128, warps=8)),
+        (64, TileSettings(warps=4, programs=4)),
+    ],
+)
+def test_settings(precision: Precision, width: int, tiles: TileSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_right(make(width, precision, tiles), graph(1000, 20_003, width), monkeypatch)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-@pytest.mark.parametrize("reduce", [True, False])
-def test_same_bits_twice(precision: Precision, reduce: bool) -> None:
-    block, given = make(256, precision, TileSettings(reduce=reduce)), graph(6000, 100_003, 256)
+def test_same_bits_twice(precision: Precision) -> None:
+    block, given = make(256, precision), graph(6000, 100_003, 256)
     first, second = run(block, given), run(block, given)
     assert all(torch.equal(first[name], second[name]) for name in first)
 

@@ -17,7 +17,9 @@ NUMELS = (100_000, 128, 5, 70_001)
 def run_steps(device: str, dtype: torch.dtype, states: States) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     layout = lay_out(NUMELS)
-    arena = StateArena(layout, torch.zeros(layout.numel, dtype=dtype, device=device), states, rank=0, groups=[0, 1, 0, 1], seed=7)
+    arena = StateArena(
+        layout, torch.zeros(layout.numel, dtype=dtype, device=device), states, shard=None, groups=[0, 1, 0, 1], seed=7
+    )
     store = GradientStore(layout, device, "tensor" if states == "fp8lm" else "block")
     for index, numel in enumerate(NUMELS):
         values = (torch.randn(numel, generator=generator) * 0.1).to(device)

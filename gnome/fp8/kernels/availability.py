@@ -9,7 +9,8 @@ import torch
 @functools.cache
 def triton_installed() -> bool:
     """Whether Triton can be imported; it is not imported here."""
-    return importlib.util.find_spec("triton") is not None
+    spec = importlib.util.find_spec("triton")
+    return spec is not None and spec.origin is not None  # a folder that happens to be named so has no origin
 
 
 def use_kernels(device: torch.device) -> bool:

@@ -4,7 +4,6 @@ The hidden layer and its activation are `edge_forward.edge_hidden_kernel`'s.  Al
 scale a row, and is what the next kernel, the weights' gradients and the sums by node read.
 """
 
-
 # mypy: disable-error-code="import-not-found, no-untyped-def, untyped-decorator"
 import triton
 import triton.language as tl
@@ -23,19 +22,23 @@ from gnome.fp8.kernels.edge_tile import (
     weight_tile,
 )
 
+
 @triton.jit
-def folded(rows, inverse_row_scale, BLOCK: tl.constexpr, D: tl.constexpr, WARPS: tl.constexpr, FP8: tl.constexpr):
-    """Add narrow rows as they were loaded, (B, D) to (WARPS, D) FP32: a thread holds rows WARPS apart."""
-    values = tl.reshape(rows, (BLOCK // WARPS, WARPS, D)).to(tl.float32)
+def folded(rows, inverse_row_scale, BLOCK: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, FP8: tl.constexpr):
+    """Add narrow rows as they were loaded, (B, D) to (PARTS, D) FP32.
+
+    PARTS: rows that all threads together load at once, so that a thread adds its own.
+    """
+    values = tl.reshape(rows, (BLOCK // PARTS, PARTS, D)).to(tl.float32)
     if FP8:
-        values *= tl.reshape(inverse_row_scale, (BLOCK // WARPS, WARPS))[:, :, None]
+        values *= tl.reshape(inverse_row_scale, (BLOCK // PARTS, PARTS))[:, :, None]
     return tl.sum(values, 0)
 
 
 @triton.jit
-def store_sums(sums, total, D: tl.constexpr, WARPS: tl.constexpr):
-    """Store a program's sums (WARPS, D)."""
-    part = tl.program_id(0) * WARPS + tl.arange(0, WARPS)[:, None]
+def store_sums(sums, total, D: tl.constexpr, PARTS: tl.constexpr):
+    """Store a program's sums (PARTS, D)."""
+    part = tl.program_id(0) * PARTS + tl.arange(0, PARTS)[:, None]
     tl.store(sums + part * D + tl.arange(0, D)[None, :], total)
 
 
@@ -87,11 +90,11 @@ def edge_norm_gradient_kernel(
 @triton.jit(do_not_specialize=["n_edges"])  # as above
 def edge_hidden_gradient_kernel(
     d_out, d_out_scale, hidden, hidden_scale, weight_t, inverse_scale, d_hidden, d_hidden_scale, of_bias, n_edges,
-    D: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, FP8: tl.constexpr, APPROXIMATE: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, FP8: tl.constexpr, APPROXIMATE: tl.constexpr,
 ):  # fmt: skip
     """Write d_hidden (E, D), the gradient of the hidden layer before its activation.
 
-    of_bias (programs, WARPS, D) FP32: partial sums of d_out.
+    of_bias (programs, PARTS, D) FP32: partial sums of d_out.
     """
     right = weight_tile(weight_t, D)
     place = tl.arange(0, BLOCK)
@@ -99,7 +102,7 @@ def edge_hidden_gradient_kernel(
     start = tl.program_id(0).to(tl.int64) * BLOCK
     valid = inside(place, start, n_edges, BLOCK)
     rows = load_rows(d_out + start * D, place, valid, D)
-    total = tl.zeros((WARPS, D), tl.float32)
+    total = tl.zeros((PARTS, D), tl.float32)
     for _ in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
         kept = load_rows(hidden + start * D, place, valid, D)
         ahead = start + step
@@ -108,7 +111,7 @@ def edge_hidden_gradient_kernel(
         of_rows = 1.0
         if FP8:
             of_rows = tl.load(d_out_scale + start + place, mask=valid, other=0.0)
-        total += folded(rows, of_rows, BLOCK, D, WARPS, FP8)
+        total += folded(rows, of_rows, BLOCK, D, PARTS, FP8)
         g = scaled_product(rows, right, d_out_scale + start, inverse_scale, place, valid, FP8)
         z = kept.to(tl.float32)
         if FP8:
@@ -116,17 +119,17 @@ def edge_hidden_gradient_kernel(
         gate = sigmoid(z, APPROXIMATE)
         keep_rows(g * (gate * (1.0 + z * (1.0 - gate))), d_hidden + start * D, d_hidden_scale + start, place, valid, D, FP8)
         rows, start, valid = rows_ahead, ahead, valid_ahead
-    store_sums(of_bias, total, D, WARPS)
+    store_sums(of_bias, total, D, PARTS)
 
 
 @triton.jit(do_not_specialize=["n_edges"])  # as above
 def edge_gradient_kernel(
     d_hidden, d_hidden_scale, weight_t, inverse_scale, grad_edges, grad_received, receivers, d_edges, of_shift, n_edges,
-    D: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, FP8: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """Write d_edges (E, D) BF16: the product's part, and what comes straight from the new edges and their receivers.
 
-    of_shift (programs, WARPS, D) FP32: partial sums of the latter, which are the gradient of the norm's shift.
+    of_shift (programs, PARTS, D) FP32: partial sums of the latter, which are the gradient of the norm's shift.
     """
     right = weight_tile(weight_t, D)
     place = tl.arange(0, BLOCK)
@@ -135,7 +138,7 @@ def edge_gradient_kernel(
     valid = inside(place, start, n_edges, BLOCK)
     rows = load_rows(d_hidden + start * D, place, valid, D)
     receiver = load_index(receivers + start, place, valid)
-    total = tl.zeros((WARPS, D), tl.float32)
+    total = tl.zeros((PARTS, D), tl.float32)
     for _ in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
         of_edges = load_rows(grad_edges + start * D, place, valid, D)
         of_nodes = gather_rows(grad_received, receiver, valid, D)
@@ -145,8 +148,8 @@ def edge_gradient_kernel(
         receiver = load_index(receivers + ahead, place, valid_ahead)
         g = scaled_product(rows, right, d_hidden_scale + start, inverse_scale, place, valid, FP8)
         passed = sum_of(of_edges, of_nodes)
-        total += folded(passed, 1.0, BLOCK, D, WARPS, False)
+        total += folded(passed, 1.0, BLOCK, D, PARTS, False)
         g += passed.to(tl.float32)
         store_rows(d_edges + start * D, g.to(tl.bfloat16), place, valid, D)
         rows, start, valid = rows_ahead, ahead, valid_ahead
-    store_sums(of_shift, total, D, WARPS)
+    store_sums(of_shift, total, D, PARTS)

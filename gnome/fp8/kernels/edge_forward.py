@@ -3,7 +3,6 @@
 Backward runs the first of them again.
 """
 
-
 # mypy: disable-error-code="import-not-found, no-untyped-def, untyped-decorator"
 import triton
 import triton.language as tl

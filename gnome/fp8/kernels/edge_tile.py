@@ -9,7 +9,6 @@ each.  The inner length is at most 256, so that the tensor core's own accumulati
 4.  No tile of FP8 is transposed in registers: Triton 3.6 does that wrongly for some layouts.
 """
 
-
 # mypy: disable-error-code="import-not-found, no-untyped-def, untyped-decorator"
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""The two weights of an edge block as the tensor cores take them: both layouts, BF16 or E4M3 with a scale each, in one launch."""
+"""The two weights of an edge block as the tensor cores take them: BF16, or E4M3 with a scale each."""
 
 # mypy: disable-error-code="import-not-found, no-untyped-def, untyped-decorator"
 from __future__ import annotations
@@ -17,20 +17,17 @@ ROWS = 32
 
 @dataclass(frozen=True)
 class EdgeWeights:
-    """Weights (D, D) for the hidden layer of an edge and for its output, each also transposed; inverse scales (2)."""
+    """Weights (D, D) for the hidden layer of an edge and for its output, or their transposes; inverse scales (BF16: 1)."""
 
     edge: Tensor
     out: Tensor
-    edge_t: Tensor
-    out_t: Tensor
-    inverse_scales: Tensor
+    edge_inverse_scale: Tensor
+    out_inverse_scale: Tensor
 
 
 @triton.jit
-def edge_weights_kernel(
-    weight_edge, weight_out, narrow, transposed, inverse_scales, D: tl.constexpr, ROWS: tl.constexpr, FP8: tl.constexpr
-):
-    """Write narrow and transposed (2, D, D), and in FP8 inverse_scales (2); a program a weight."""
+def edge_weights_kernel(weight_edge, weight_out, narrow, inverse_scales, D: tl.constexpr, ROWS: tl.constexpr, FP8: tl.constexpr):
+    """Write narrow (2, D, D) and, in FP8, inverse_scales (2); a program a weight."""
     which = tl.program_id(0)
     weight = weight_edge if which == 0 else weight_out
     column = tl.arange(0, D)[None, :]
@@ -48,18 +45,18 @@ def edge_weights_kernel(
         values = tl.load(weight + row * D + column).to(tl.float32)
         if FP8:
             values *= scale
-        values = values.to(narrow.dtype.element_ty)
-        tl.store(narrow + which * D * D + row * D + column, values)
-        tl.store(transposed + which * D * D + column * D + row, values)
+        tl.store(narrow + which * D * D + row * D + column, values.to(narrow.dtype.element_ty))
 
 
-def edge_weights(weight_edge: Tensor, weight_out: Tensor, fp8: bool) -> EdgeWeights:
-    """Cast both weights (D, D) FP32."""
+def edge_weights(weight_edge: Tensor, weight_out: Tensor, fp8: bool, transposed: bool) -> EdgeWeights:
+    """Cast both weights (D, D) FP32.  torch transposes: Triton 3.6 does it wrongly for some layouts of FP8 in registers."""
     width = weight_edge.shape[0]
-    dtype = torch.float8_e4m3fn if fp8 else torch.bfloat16
-    narrow, transposed = (weight_edge.new_empty((2, width, width), dtype=dtype) for _ in range(2))
+    narrow = weight_edge.new_empty((2, width, width), dtype=torch.float8_e4m3fn if fp8 else torch.bfloat16)
     inverse_scales = weight_edge.new_ones(2, dtype=torch.float32)
     edge_weights_kernel[(2,)](
-        weight_edge.contiguous(), weight_out.contiguous(), narrow, transposed, inverse_scales, D=width, ROWS=ROWS, FP8=fp8
+        weight_edge.contiguous(), weight_out.contiguous(), narrow, inverse_scales, D=width, ROWS=ROWS, FP8=fp8
     )
-    return EdgeWeights(narrow[0], narrow[1], transposed[0], transposed[1], inverse_scales)
+    if transposed:
+        bits = narrow.view(torch.uint8 if fp8 else torch.int16)
+        narrow = bits.mT.contiguous().view(narrow.dtype)
+    return EdgeWeights(narrow[0], narrow[1], inverse_scales[0:], inverse_scales[1:])

@@ -11,31 +11,37 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 16
+NODES, ROWS = 4, 8
 TILE = 128
 SLICE = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_nodes"])  # graphs differ in size: one compilation serves all
 def segment_sum_kernel(
-    values, inverse_row_scale, order, offsets, sums,
-    D: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, ORDERED: tl.constexpr,
+    values, inverse_row_scale, order, offsets, sums, n_nodes,
+    D: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, ORDERED: tl.constexpr,
 ):  # fmt: skip
-    """Write sums (N, D): of the rows order[offsets[n]:offsets[n + 1]], or, not ORDERED, offsets[n]:offsets[n + 1]."""
-    node = tl.program_id(0).to(tl.int64)
-    first, last = tl.load(offsets + node), tl.load(offsets + node + 1)
+    """Write sums (N, D): of the rows order[offsets[n]:offsets[n + 1]], or, not ORDERED, offsets[n]:offsets[n + 1].
+
+    A program takes NODES nodes, ROWS rows of each at a time.
+    """
+    node = tl.program_id(0) * NODES + tl.arange(0, NODES)
+    first = tl.load(offsets + node, mask=node < n_nodes, other=0)
+    count = tl.load(offsets + node + 1, mask=node < n_nodes, other=0) - first
     column = tl.arange(0, D)
-    total = tl.zeros((ROWS, D), tl.float32)
-    for start in range(first, last, ROWS):
-        place = start + tl.arange(0, ROWS)
-        valid = place < last
+    total = tl.zeros((NODES, ROWS, D), tl.float32)
+    for done in range(0, tl.max(count, 0), ROWS):
+        turn = done + tl.arange(0, ROWS)[None, :]
+        valid = turn < count[:, None]
+        place = first[:, None] + turn
         row = tl.load(order + place, mask=valid, other=0) if ORDERED else place
         row = row.to(tl.int64)
-        part = tl.load(values + row[:, None] * STRIDE + column[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+        part = tl.load(values + row[:, :, None] * D + column[None, None, :], mask=valid[:, :, None], other=0.0).to(tl.float32)
         if SCALED:
-            part *= tl.load(inverse_row_scale + row, mask=valid, other=0.0)[:, None]
+            part *= tl.load(inverse_row_scale + row, mask=valid, other=0.0)[:, :, None]
         total += part
-    tl.store(sums + node * D + column, tl.sum(total, 0).to(sums.dtype.element_ty))
+    target = sums + node.to(tl.int64)[:, None] * D + column[None, :]
+    tl.store(target, tl.sum(total, 1).to(sums.dtype.element_ty), mask=(node < n_nodes)[:, None])
 
 
 @triton.jit
@@ -54,7 +60,7 @@ def largest_factor(left_scale, right_scale, first, last, SLICE: tl.constexpr):
 def weight_gradient_kernel(
     left, right, left_scale, right_scale, partial, n_edges, chunk,
     D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, STAGES: tl.constexpr,
-    LEFT_STRIDE: tl.constexpr, RIGHT_STRIDE: tl.constexpr, SCALED: tl.constexpr,
+    SCALED: tl.constexpr,
 ):  # fmt: skip
     """Write partial (programs along 1, D, D) FP32: left.T @ right over `chunk` edges each.
 
@@ -75,8 +81,8 @@ def weight_gradient_kernel(
         row = start + tl.arange(0, SLICE)
         valid = row < last
         at = row.to(tl.int64)[:, None]
-        a = tl.load(left + at * LEFT_STRIDE + i, mask=valid[:, None], other=0.0)
-        b = tl.load(right + at * RIGHT_STRIDE + j, mask=valid[:, None], other=0.0)
+        a = tl.load(left + at * D + i, mask=valid[:, None], other=0.0)
+        b = tl.load(right + at * D + j, mask=valid[:, None], other=0.0)
         if SCALED:
             factor = tl.load(left_scale + row, mask=valid, other=0.0) * tl.load(right_scale + row, mask=valid, other=0.0)
             a = a.to(tl.float16) * (factor * inverse_largest).to(tl.float16)[:, None]
@@ -91,22 +97,22 @@ def weight_gradient_kernel(
 def segment_sum(
     values: Tensor, offsets: Tensor, order: Tensor | None, dtype: torch.dtype, inverse_row_scale: Tensor | None = None
 ) -> Tensor:
-    """Sum rows (E, D), scaled where scales (E) are given, into nodes (N, D).
+    """Sum rows (E, D), E4M3 ones times their inverse scales (E), into nodes (N, D).
 
     `offsets` (N + 1) int32; `order` (E) int32 lists the rows by node, None where they lie so.
     """
     n_nodes, width = offsets.numel() - 1, values.shape[1]
     sums = values.new_empty((n_nodes, width), dtype=dtype)
     if n_nodes:
-        segment_sum_kernel[(n_nodes,)](
-            values, inverse_row_scale, order, offsets, sums, D=width, STRIDE=values.stride(0), ROWS=ROWS,
-            SCALED=inverse_row_scale is not None, ORDERED=order is not None, num_warps=4,
+        segment_sum_kernel[(triton.cdiv(n_nodes, NODES),)](
+            values, inverse_row_scale, order, offsets, sums, n_nodes, D=width, NODES=NODES, ROWS=ROWS,
+            SCALED=values.dtype == torch.float8_e4m3fn, ORDERED=order is not None, num_warps=4,
         )  # fmt: skip
     return sums
 
 
-def weight_gradient(left: Tensor, right: Tensor, left_scale: Tensor | None, right_scale: Tensor | None, programs: int) -> Tensor:
-    """Return left.T @ right (D, D), FP32, of rows (E, D) in BF16, or in E4M3 with inverse scales (E).
+def weight_gradient(left: Tensor, right: Tensor, left_scale: Tensor, right_scale: Tensor, programs: int) -> Tensor:
+    """Return left.T @ right (D, D), FP32, of rows (E, D) in BF16, or in E4M3 with inverse scales (E), which BF16 ignores.
 
     `programs`: how many to spread over; each holds a tile of the result for a part of the edges.
     """
@@ -119,7 +125,6 @@ def weight_gradient(left: Tensor, right: Tensor, left_scale: Tensor | None, righ
     if n_edges:
         weight_gradient_kernel[(n_tiles, partial.shape[0])](
             left, right, left_scale, right_scale, partial, n_edges, chunk,
-            D=width, TILE=tile, SLICE=SLICE, STAGES=3, LEFT_STRIDE=left.stride(0), RIGHT_STRIDE=right.stride(0),
-            SCALED=left_scale is not None, num_warps=4 if tile < TILE else 8,
+            D=width, TILE=tile, SLICE=SLICE, STAGES=3, SCALED=left.dtype == torch.float8_e4m3fn, num_warps=4 if tile < TILE else 8,
         )  # fmt: skip
     return partial.sum(0)

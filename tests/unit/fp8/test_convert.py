@@ -104,3 +104,15 @@ def test_weight_decay_is_for_matrices() -> None:
         (0.3, [2]),
         (0.0, [1]),
     ]
+
+
+def test_a_weight_that_other_modules_use_stays_as_it_is() -> None:
+    model = nn.ModuleDict({"embedding": nn.Embedding(64, 32), "head": nn.Linear(32, 64, bias=False), "inner": nn.Linear(32, 32)})
+    model["head"].weight = model["embedding"].weight
+    before = model["embedding"].weight.detach().clone()
+    report = convert_to_fp8(model, weights="fp16")
+    assert report.shared == ("head",)
+    assert "head: other modules use its weight" in str(report)
+    assert model["embedding"].weight is model["head"].weight
+    assert torch.equal(model["embedding"].weight, before)
+    assert model["inner"].weight.dtype == torch.float16

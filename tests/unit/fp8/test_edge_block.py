@@ -122,9 +122,8 @@ def kernels(interpreted_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge_block, "use_kernels", lambda _: True)
 
 
-def settings(**changes: object) -> EdgeSettings:
-    tiles = TileSettings(**{"block": 16, "warps": 4, **changes})  # type: ignore[arg-type]
-    return EdgeSettings(forward=tiles, backward=tiles)
+def settings(tiles: TileSettings = TileSettings(block=16, warps=1)) -> EdgeSettings:  # noqa: B008 - frozen
+    return EdgeSettings(hidden=tiles, output=tiles, norm_gradient=tiles, hidden_gradient=tiles, edge_gradient=tiles)
 
 
 def compare(made: EdgeBlock, given: Graph, limit: float) -> dict[str, Tensor]:
@@ -139,16 +138,17 @@ def compare(made: EdgeBlock, given: Graph, limit: float) -> dict[str, Tensor]:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("n_edges", [1, 16, 53])
+@pytest.mark.parametrize("n_edges", [1, 16, 100])
 @pytest.mark.parametrize("in_order", [True, False])
-@pytest.mark.parametrize("reduce", [True, False])
-def test_kernels_compute_the_block(n_edges: int, in_order: bool, reduce: bool) -> None:
-    compare(block(settings=settings(reduce=reduce)), graph(11, n_edges, in_order=in_order), 0.02)
+def test_kernels_compute_the_block(n_edges: int, in_order: bool) -> None:
+    """Four programs: 100 edges are seven tiles, so that some take one more than others."""
+    compare(block(settings=settings()), graph(11, n_edges, in_order=in_order), 0.02)
 
 
 @pytest.mark.usefixtures("kernels")
-def test_weight_gradients_from_the_library() -> None:
-    compare(block(settings=EdgeSettings(cublas=True)), graph(11, 53), 0.02)
+@pytest.mark.parametrize("tiles", [TileSettings(), TileSettings(block=32, warps=2, programs=2)])
+def test_kernels_with_other_settings(tiles: TileSettings) -> None:
+    compare(block(settings=settings(tiles)), graph(5, 100), 0.02)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -166,9 +166,8 @@ def test_one_result_alone_differentiates(used: int) -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("feed", ["staged", "whole", "resident"])
-def test_kernels_in_fp8_keep_24_db(feed: edge_block.Feed) -> None:
-    compare(block(precision="fp8", settings=settings(feed=feed)), graph(11, 53, in_order=False), 10 ** (-24 / 20))
+def test_kernels_in_fp8_keep_24_db() -> None:
+    compare(block(precision="fp8", settings=settings()), graph(11, 70, in_order=False), 10 ** (-24 / 20))
 
 
 @pytest.mark.usefixtures("kernels")
@@ -176,7 +175,7 @@ def test_kernels_in_fp8_keep_24_db(feed: edge_block.Feed) -> None:
 @pytest.mark.parametrize("width", [128, 256])
 def test_kernels_at_other_widths(precision: edge_block.Precision, width: int) -> None:
     limit = 0.02 if precision == "bf16" else 10 ** (-24 / 20)
-    compare(block(width, precision, settings(reduce=True)), graph(5, 20, width), limit)
+    compare(block(width, precision, settings()), graph(5, 20, width), limit)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -216,7 +215,7 @@ def test_fp8_shows_an_infinity() -> None:
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_kernels_under_compile(precision: edge_block.Precision) -> None:
-    made, given = block(precision=precision), graph(5, 20)
+    made, given = block(precision=precision, settings=settings()), graph(5, 20)
     nodes, edges = (x.bfloat16().requires_grad_() for x in given[:2])
     order = EdgeOrder.of(*given[2:], 5)
     results = []
@@ -231,7 +230,7 @@ def test_kernels_under_compile(precision: edge_block.Precision) -> None:
 
 @pytest.mark.usefixtures("kernels")
 def test_same_bits_twice() -> None:
-    made, given = block(precision="fp8"), graph(5, 60, in_order=False)
+    made, given = block(precision="fp8", settings=settings()), graph(5, 30, in_order=False)
     first, second = (everything(made, made, given, torch.bfloat16) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -263,7 +262,7 @@ def test_an_order_lists_edges_by_node() -> None:
 
 
 def test_settings_survive_packing() -> None:
-    settings = EdgeSettings(forward=TileSettings(feed="resident", block=128), backward=TileSettings(reduce=True), cublas=True)
+    settings = EdgeSettings(hidden=TileSettings(block=128), edge_gradient=TileSettings(warps=8, programs=2))
     assert EdgeSettings.unpacked(settings.packed()) == settings
 
 

@@ -19,7 +19,7 @@ def make_arena(dtype: torch.dtype, states: States) -> tuple[StateArena, Gradient
     generator = torch.Generator().manual_seed(3)
     layout = lay_out(NUMELS)
     weights = torch.zeros(layout.numel, dtype=dtype)
-    arena = StateArena(layout, weights, states, rank=0, groups=[0, 1, 0, 1], seed=7)
+    arena = StateArena(layout, weights, states, shard=None, groups=[0, 1, 0, 1], seed=7)
     for index, numel in enumerate(NUMELS):
         values = torch.randn(numel, generator=generator) * 0.1
         if dtype == torch.float16:

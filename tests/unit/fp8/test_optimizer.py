@@ -146,6 +146,23 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> N
         AdamW([nn.Parameter(torch.zeros(64, 64))], **settings)
 
 
-def test_integer_parameters_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="floating-point"):
-        AdamW([nn.Parameter(torch.zeros(64, 64, dtype=torch.int32), requires_grad=False)])
+def test_settings_of_a_group_are_checked_too() -> None:
+    with pytest.raises(InvalidInput, match="lr -1"):
+        AdamW([{"params": [nn.Parameter(torch.zeros(64, 64))], "lr": -1.0}])
+
+
+def test_parameters_cannot_be_added_later_and_one_must_be_trainable() -> None:
+    optimizer = AdamW([nn.Parameter(torch.zeros(64, 64))])
+    with pytest.raises(InvalidInput, match="cannot be added"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(64, 64))]})
+    with pytest.raises(InvalidInput, match="no parameter that requires a gradient"):
+        AdamW([nn.Parameter(torch.zeros(64, 64), requires_grad=False)])
+
+
+def test_gradients_set_by_hand_are_used() -> None:
+    weight = nn.Parameter(torch.zeros(64, 64))
+    weight.grad = torch.ones(64, 64)
+    optimizer = AdamW([weight], lr=1e-2, weight_decay=0.0)
+    optimizer.step()
+    assert weight.grad is None
+    torch.testing.assert_close(weight.detach(), torch.full((64, 64), -1e-2), rtol=0.1, atol=0)

@@ -148,8 +148,8 @@ def remove(number: int, name: str) -> Edit:
 
 N = SIZES[0] * SIZES[1]
 WRONG_PIECES: dict[str, tuple[Edit, str]] = {
-    **{f"no {name}": (remove(1, name), rf"arena 0, parameter 1.*{name}.*nothing") for name in ("first", "second")},
-    **{f"no {name}": (remove(0, name), rf"parameter 0.*{name}.*nothing") for name in ("first_scale", "second_scale", "master")},
+    **{f"no {name}": (remove(1, name), rf"arena 0, parameter 1.*{name}.*missing") for name in ("first", "second")},
+    **{f"no {name}": (remove(0, name), rf"parameter 0.*{name}.*missing") for name in ("first_scale", "second_scale", "master")},
     "no weight_scale": (remove(1, "weight_scale"), r"arena 0, parameter 1.*weight_scale"),
     "no weight_amax": (remove(1, "weight_amax"), r"arena 0, parameter 1.*weight_amax"),
     "negative first_scale": (replace(0, first_scale=-torch.ones(N // 128)), r"parameter 0, first_scale: its scale is -1.0"),
