@@ -4,8 +4,10 @@
     new_e  = e + LayerNorm(W_o silu(hidden) + b_o)
     received[n] = sum of new_e over the edges that n receives
 
-The node's parts of the first layer are products over nodes, not edges.  The one tensor kept per edge for backward is the edge
-itself: BF16, or E4M3 with a scale a row, half of it; all else is computed again.  Sums run in FP32.  In FP8, operands of
+The node's parts of the first layer are products over nodes, not edges.  The norm ignores the mean of a row, so the second layer's
+weight and bias have theirs, over the outputs, taken off beforehand: rows then have mean zero, and one sum over each, that of its
+squares, is enough.  The one tensor kept per edge for backward is the edge itself: BF16, or E4M3 with a scale a row, half of it; all
+else is computed again.  Sums run in FP32.  In FP8, operands of
 products over features have a scale a row, worked out from the row itself (no history, nothing to calibrate), weights one each;
 residual, norm, node products and sums stay in BF16 and FP32.  Results are the same bits every time.
 
@@ -31,11 +33,16 @@ KERNEL_WIDTHS = (64, 128, 256)
 
 @dataclass(frozen=True, kw_only=True)
 class TileSettings:
-    """How a kernel works: `programs` on each multiprocessor walk over tiles of `block` edges, the weight in shared memory."""
+    """How a kernel works: `programs` on each multiprocessor walk over tiles of `block` edges, the weight in shared memory.
+
+    `ahead`: what a tile needs is asked for while the one before it is computed, which takes registers; otherwise another program
+    works while one waits.
+    """
 
     block: int = 64
     warps: int = 16
     programs: int = 1
+    ahead: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +51,31 @@ class EdgeSettings:
 
     hidden: TileSettings = field(default_factory=TileSettings)
     output: TileSettings = field(default_factory=TileSettings)
-    norm_gradient: TileSettings = field(default_factory=lambda: TileSettings(warps=8))
+    norm_gradient: TileSettings = field(default_factory=TileSettings)
     hidden_gradient: TileSettings = field(default_factory=TileSettings)
     edge_gradient: TileSettings = field(default_factory=TileSettings)
 
     @classmethod
-    def of(cls, width: int) -> Self:
-        """Return the default for a width: below 256 two programs fit on a multiprocessor, and one works while the other waits."""
-        if width >= max(KERNEL_WIDTHS):
+    def of(cls, width: int, precision: Precision) -> Self:
+        """Return the default: two programs on a multiprocessor where their weights and tiles fit.
+
+        At width 256 that is in FP8 alone, and but for the norm's gradient, whose sums take the registers of both.
+        """
+        if width >= max(KERNEL_WIDTHS) and precision == "bf16":
             return cls()
-        pair = TileSettings(warps=8, programs=2)
-        return cls(hidden=pair, output=pair, norm_gradient=TileSettings(), hidden_gradient=pair, edge_gradient=pair)
+        pair = TileSettings(warps=8, programs=2, ahead=False)
+        norm = TileSettings() if width >= max(KERNEL_WIDTHS) else pair
+        return cls(hidden=pair, output=pair, norm_gradient=norm, hidden_gradient=pair, edge_gradient=pair)
 
     def packed(self) -> list[int]:
         """Return the settings as the numbers that a torch operator can take."""
-        return [number for tiles in astuple(self) for number in tiles]
+        return [int(number) for tiles in astuple(self) for number in tiles]
 
     @classmethod
     def unpacked(cls, numbers: list[int]) -> Self:
         """Invert `packed`."""
-        tiles = (TileSettings(block=b, warps=w, programs=p) for b, w, p in zip(*(numbers[i::3] for i in range(3)), strict=True))
+        columns = zip(*(numbers[i::4] for i in range(4)), strict=True)
+        tiles = (TileSettings(block=b, warps=w, programs=p, ahead=bool(a)) for b, w, p, a in columns)
         return cls(**{own.name: setting for own, setting in zip(fields(cls), tiles, strict=True)})
 
 
@@ -123,7 +135,7 @@ class EdgeBlock(nn.Module):
             raise ValueError(f"precision is {precision!r}, expected 'bf16' or 'fp8'")
         self.width = width
         self.precision = precision
-        self.settings = EdgeSettings.of(width) if settings is None else settings
+        self.settings = EdgeSettings.of(width, precision) if settings is None else settings
         self.eps = eps
         first = (3 * width) ** -0.5  # torch's range for a linear layer, of the concatenation
         self.weight_sender = _uniform(first, width, width)
@@ -147,13 +159,13 @@ class EdgeBlock(nn.Module):
             return self._torch_forward(nodes, edges, senders.long(), receivers.long())
         order = EdgeOrder.of(senders, receivers, nodes.shape[0]) if order is None else order
         narrow = nodes.to(torch.bfloat16)
-        new_edges, received, _, _ = _edge_forward(
+        new_edges, received, *_ = _edge_forward(
             edges.to(torch.bfloat16).contiguous(),
             functional.linear(narrow, self.weight_sender.to(narrow.dtype)),
             functional.linear(narrow, self.weight_receiver.to(narrow.dtype), self.bias_hidden.to(narrow.dtype)),
             self.weight_edge,
-            self.weight_out,
-            torch.stack([self.bias_out, self.norm_weight, self.norm_bias]),
+            self.weight_out - self.weight_out.mean(0),
+            torch.stack([self.bias_out - self.bias_out.mean(), self.norm_weight, self.norm_bias]),
             order.senders,
             order.receivers,
             order.receiver_offsets,
@@ -187,7 +199,8 @@ class EdgeBlock(nn.Module):
         """Compute the block by plain torch code."""
         dtype = torch.promote_types(edges.dtype, torch.float32)
         nodes, exact = nodes.to(dtype), edges.to(dtype)
-        weights = [w.to(dtype) for w in (self.weight_sender, self.weight_receiver, self.weight_edge, self.weight_out)]
+        centred = self.weight_out - self.weight_out.mean(0)
+        weights = [w.to(dtype) for w in (self.weight_sender, self.weight_receiver, self.weight_edge, centred)]
         ends = (
             functional.linear(nodes, weights[0])[senders]
             + functional.linear(nodes, weights[1], self.bias_hidden.to(dtype))[receivers]
@@ -233,12 +246,12 @@ def _edge_forward(
     eps: float,
     fp8: bool,
     settings: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return new edges (E, D) BF16, received (N, D) FP32, and what FP8 saves: payload (E, D) uint8, inverse scales (E).
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return new edges (E, D) BF16, received (N, D) FP32, and what backward needs besides the inputs.
 
-    What FP8 saves is empty in BF16.
-    The projections (N, D) BF16 are the node's parts of the hidden layer; vectors (3, D) FP32: second bias, the norm's scale and
-    shift.
+    That is the edges in FP8, payload (E, D) uint8 and inverse scales (E), both empty in BF16; and the weights as products take them,
+    see `EdgeWeights`.  The projections (N, D) BF16 are the node's parts of the hidden layer; vectors (3, D) FP32: second bias, the
+    norm's scale and shift.  Second weight and bias have mean zero over the outputs.
     """
     from gnome.fp8.kernels.edge_launch import forward  # noqa: PLC0415 - Triton need not be installed
 
@@ -248,13 +261,16 @@ def _edge_forward(
 
 
 @_edge_forward.register_fake
-def _(edges: Tensor, projected_senders: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    saved_rows = edges.shape[0] if rest[-2] else 0
+def _(edges: Tensor, projected_senders: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    (n_edges, width), fp8 = edges.shape, rest[-2]
+    saved_rows = n_edges if fp8 else 0
     return (
         torch.empty_like(edges),
         torch.empty_like(projected_senders, dtype=torch.float32),
-        edges.new_empty((saved_rows, edges.shape[1]), dtype=torch.uint8),
+        edges.new_empty((saved_rows, width), dtype=torch.uint8),
         edges.new_empty((saved_rows,), dtype=torch.float32),
+        edges.new_empty((4, width, width), dtype=E4M3.dtype if fp8 else torch.bfloat16),
+        edges.new_empty((2,), dtype=torch.float32),
     )
 
 
@@ -264,10 +280,10 @@ def _edge_backward(
     grad_received: Tensor,
     saved: Tensor,
     saved_inverse_scale: Tensor,
+    weights: Tensor,
+    weight_inverse_scales: Tensor,
     projected_senders: Tensor,
     projected_receivers: Tensor,
-    weight_edge: Tensor,
-    weight_out: Tensor,
     vectors: Tensor,
     senders: Tensor,
     receivers: Tensor,
@@ -281,13 +297,15 @@ def _edge_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of the first six inputs of `_edge_forward`."""
     from gnome.fp8.kernels.edge_launch import backward  # noqa: PLC0415 - Triton need not be installed
+    from gnome.fp8.kernels.edge_weights import EdgeWeights  # noqa: PLC0415
 
     order = EdgeOrder(senders, receivers, receiver_offsets, receiver_order, sender_offsets, sender_order)
     return backward(
         (grad_edges, grad_received),
         (saved, saved_inverse_scale),
         (projected_senders, projected_receivers),
-        (weight_edge, weight_out, vectors),
+        EdgeWeights(weights, weight_inverse_scales),
+        vectors,
         order,
         eps,
         fp8,
@@ -297,14 +315,16 @@ def _edge_backward(
 
 @_edge_backward.register_fake
 def _(grad_edges: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return (torch.empty_like(grad_edges), *(torch.empty_like(x) for x in rest[3:8]))
+    senders, receivers, vectors = (torch.empty_like(x) for x in rest[5:8])
+    weights = (grad_edges.new_empty(2 * grad_edges.shape[1:], dtype=torch.float32) for _ in range(2))
+    return (torch.empty_like(grad_edges), senders, receivers, *weights, vectors)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    edges, *others = inputs[:12]
+    edges, of_senders, of_receivers, _, _, vectors, *order = inputs[:12]
     fp8 = inputs[13]
-    saved = (output[2], output[3]) if fp8 else (edges, output[3])
-    ctx.save_for_backward(*saved, *others)
+    _, _, payload, inverse_scale, *weights = output
+    ctx.save_for_backward(payload if fp8 else edges, inverse_scale, *weights, of_senders, of_receivers, vectors, *order)
     ctx.numbers = inputs[12:]
 
 

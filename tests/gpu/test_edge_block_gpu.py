@@ -83,9 +83,10 @@ def test_results_and_gradients(
     ("width", "tiles"),
     [
         (256, TileSettings(warps=8)),
+        (256, TileSettings(ahead=False)),
         (128, TileSettings(warps=8, programs=2)),
-        (128, TileSettings(block=128, warps=8)),
-        (64, TileSettings(warps=4, programs=4)),
+        (128, TileSettings(block=128, warps=8, ahead=False)),
+        (64, TileSettings(warps=4, programs=4, ahead=False)),
     ],
 )
 def test_settings(precision: Precision, width: int, tiles: TileSettings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,18 +9,29 @@ import triton
 import triton.language as tl
 
 from gnome.fp8.kernels.edge_tile import (
-    gather_rows,
     inside,
+    inverse_deviations,
     keep_rows,
-    load_index,
-    load_rows,
-    normalized,
-    scaled_product,
+    load_operand,
+    passed_gradient,
+    scales_of_rows,
     sigmoid,
     store_rows,
-    sum_of,
+    unscaled,
     weight_tile,
 )
+
+
+@triton.jit
+def gradient_tile(
+    rows, inverse_row_scale, grad_edges, grad_received, receivers, start, place, n_edges,
+    D: tl.constexpr, BLOCK: tl.constexpr, FP8: tl.constexpr,
+):  # fmt: skip
+    """Load the rows (B, D) of a tile, their inverse scales, and the gradient of its new edges (B, D)."""
+    valid = inside(place, start, n_edges, BLOCK)
+    passed = passed_gradient(grad_edges, grad_received, receivers, start, place, valid, D)
+    operand, scale = load_operand(rows, inverse_row_scale, start, place, valid, D, FP8)
+    return operand, scale, passed
 
 
 @triton.jit
@@ -51,105 +62,143 @@ def folded_product(values, BLOCK: tl.constexpr, D: tl.constexpr):
 @triton.jit(do_not_specialize=["n_edges"])  # graphs differ in size: one compilation serves all
 def edge_norm_gradient_kernel(
     activation, activation_scale, weight, inverse_scale, vectors, grad_edges, grad_received, receivers,
-    d_out, d_out_scale, of_scale, n_edges, eps, D: tl.constexpr, BLOCK: tl.constexpr, FP8: tl.constexpr,
+    d_out, d_out_scale, of_scale, n_edges, eps,
+    D: tl.constexpr, BLOCK: tl.constexpr, FP8: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Write d_out (E, D), the gradient of the second layer before its norm, which is computed again from the activation.
 
+    A row's mean is left in: weight and bias have mean zero over the outputs, and it goes where theirs went.
     of_scale (programs, BLOCK / 2, D) FP32 holds partial sums of the gradient of the norm's scale.
     """
     right = weight_tile(weight, D)
+    of_weight = tl.load(inverse_scale)
     place = tl.arange(0, BLOCK)
     column = tl.arange(0, D)
     total = tl.zeros((BLOCK // 16, 8, D), tl.float32)
-    step = tl.num_programs(0).to(tl.int64) * BLOCK
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    valid = inside(place, start, n_edges, BLOCK)
-    rows = load_rows(activation + start * D, place, valid, D)
-    receiver = load_index(receivers + start, place, valid)
+    if AHEAD:
+        rows, scale, passed = gradient_tile(
+            activation, activation_scale, grad_edges, grad_received, receivers, start, place, n_edges, D, BLOCK, FP8
+        )
     for _ in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
-        of_edges = load_rows(grad_edges + start * D, place, valid, D)
-        of_nodes = gather_rows(grad_received, receiver, valid, D)
-        ahead = start + step
-        valid_ahead = inside(place, ahead, n_edges, BLOCK)
-        receiver = load_index(receivers + ahead, place, valid_ahead)
-        z = scaled_product(rows, right, activation_scale + start, inverse_scale, place, valid, FP8)
-        unit, inverse_deviation = normalized(z + tl.load(vectors + column)[None, :], eps, D)
-        g = sum_of(of_edges, of_nodes).to(tl.float32)
+        ahead = start + tl.num_programs(0).to(tl.int64) * BLOCK
+        next_rows, next_scale, next_passed = gradient_tile(
+            activation, activation_scale, grad_edges, grad_received, receivers, ahead if AHEAD else start, place, n_edges,
+            D, BLOCK, FP8,
+        )  # fmt: skip
+        if not AHEAD:
+            rows, scale, passed = next_rows, next_scale, next_passed
+        z = unscaled(tl.dot(rows, right), scale, of_weight, FP8) + tl.load(vectors + column)[None, :]
+        inverse_deviation = inverse_deviations(z, eps, D)
+        unit = z * inverse_deviation[:, None]
+        g = passed.to(tl.float32)
         total += folded_product(g * unit, BLOCK, D)
         g *= tl.load(vectors + D + column)[None, :]
-        g -= unit * (tl.sum(g * unit, 1) * (1.0 / D))[:, None]
-        rows = load_rows(activation + ahead * D, place, valid_ahead, D)  # no sooner: registers are full
-        g -= (tl.sum(g, 1) * (1.0 / D))[:, None]  # the unit rows have mean zero
-        g *= inverse_deviation[:, None]
-        keep_rows(g, d_out + start * D, d_out_scale + start, place, valid, D, FP8)
-        start, valid = ahead, valid_ahead
+        g = (g - unit * (tl.sum(g * unit, 1) * (1.0 / D))[:, None]) * inverse_deviation[:, None]
+        valid = inside(place, start, n_edges, BLOCK)
+        own_scale = 1.0
+        if FP8:
+            own_scale, _ = scales_of_rows(g, d_out_scale + start, place, valid)
+        keep_rows(g, own_scale, d_out + start * D, place, valid, D, FP8)
+        start = ahead
+        if AHEAD:
+            rows, scale, passed = next_rows, next_scale, next_passed
     part = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 16)[:, None, None] * 8 + tl.arange(0, 8)[None, :, None]
     tl.store(of_scale + part * D + column[None, None, :], total)
+
+
+@triton.jit
+def layer_tile(
+    d_out, d_out_scale, hidden, hidden_scale, start, place, n_edges, D: tl.constexpr, BLOCK: tl.constexpr, FP8: tl.constexpr
+):
+    """Load the output's gradient (B, D) of a tile and its hidden layer (B, D), with their inverse scales."""
+    valid = inside(place, start, n_edges, BLOCK)
+    rows, scale = load_operand(d_out, d_out_scale, start, place, valid, D, FP8)
+    kept, kept_scale = load_operand(hidden, hidden_scale, start, place, valid, D, FP8)
+    return rows, scale, kept, kept_scale
 
 
 @triton.jit(do_not_specialize=["n_edges"])  # as above
 def edge_hidden_gradient_kernel(
     d_out, d_out_scale, hidden, hidden_scale, weight_t, inverse_scale, d_hidden, d_hidden_scale, of_bias, n_edges,
-    D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, FP8: tl.constexpr, APPROXIMATE: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, FP8: tl.constexpr, AHEAD: tl.constexpr,
+    APPROXIMATE: tl.constexpr,
 ):  # fmt: skip
     """Write d_hidden (E, D), the gradient of the hidden layer before its activation.
 
     of_bias (programs, PARTS, D) FP32: partial sums of d_out.
     """
     right = weight_tile(weight_t, D)
+    of_weight = tl.load(inverse_scale)
     place = tl.arange(0, BLOCK)
-    step = tl.num_programs(0).to(tl.int64) * BLOCK
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    valid = inside(place, start, n_edges, BLOCK)
-    rows = load_rows(d_out + start * D, place, valid, D)
     total = tl.zeros((PARTS, D), tl.float32)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    if AHEAD:
+        rows, scale, kept, kept_scale = layer_tile(d_out, d_out_scale, hidden, hidden_scale, start, place, n_edges, D, BLOCK, FP8)
     for _ in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
-        kept = load_rows(hidden + start * D, place, valid, D)
-        ahead = start + step
-        valid_ahead = inside(place, ahead, n_edges, BLOCK)
-        rows_ahead = load_rows(d_out + ahead * D, place, valid_ahead, D)
-        of_rows = 1.0
-        if FP8:
-            of_rows = tl.load(d_out_scale + start + place, mask=valid, other=0.0)
-        total += folded(rows, of_rows, BLOCK, D, PARTS, FP8)
-        g = scaled_product(rows, right, d_out_scale + start, inverse_scale, place, valid, FP8)
+        ahead = start + tl.num_programs(0).to(tl.int64) * BLOCK
+        next_rows, next_scale, next_kept, next_kept_scale = layer_tile(
+            d_out, d_out_scale, hidden, hidden_scale, ahead if AHEAD else start, place, n_edges, D, BLOCK, FP8
+        )
+        if not AHEAD:
+            rows, scale, kept, kept_scale = next_rows, next_scale, next_kept, next_kept_scale
+        total += folded(rows, scale, BLOCK, D, PARTS, FP8)
+        g = unscaled(tl.dot(rows, right), scale, of_weight, FP8)
         z = kept.to(tl.float32)
         if FP8:
-            z *= tl.load(hidden_scale + start + place, mask=valid, other=0.0)[:, None]
+            z *= kept_scale[:, None]
         gate = sigmoid(z, APPROXIMATE)
-        keep_rows(g * (gate * (1.0 + z * (1.0 - gate))), d_hidden + start * D, d_hidden_scale + start, place, valid, D, FP8)
-        rows, start, valid = rows_ahead, ahead, valid_ahead
+        g *= gate * (1.0 + z * (1.0 - gate))
+        valid = inside(place, start, n_edges, BLOCK)
+        own_scale = 1.0
+        if FP8:
+            own_scale, _ = scales_of_rows(g, d_hidden_scale + start, place, valid)
+        keep_rows(g, own_scale, d_hidden + start * D, place, valid, D, FP8)
+        start = ahead
+        if AHEAD:
+            rows, scale, kept, kept_scale = next_rows, next_scale, next_kept, next_kept_scale
     store_sums(of_bias, total, D, PARTS)
 
 
 @triton.jit(do_not_specialize=["n_edges"])  # as above
 def edge_gradient_kernel(
     d_hidden, d_hidden_scale, weight_t, inverse_scale, grad_edges, grad_received, receivers, d_edges, of_shift, n_edges,
-    D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, FP8: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, FP8: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Write d_edges (E, D) BF16: the product's part, and what comes straight from the new edges and their receivers.
 
     of_shift (programs, PARTS, D) FP32: partial sums of the latter, which are the gradient of the norm's shift.
     """
     right = weight_tile(weight_t, D)
+    of_weight = tl.load(inverse_scale)
     place = tl.arange(0, BLOCK)
-    step = tl.num_programs(0).to(tl.int64) * BLOCK
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    valid = inside(place, start, n_edges, BLOCK)
-    rows = load_rows(d_hidden + start * D, place, valid, D)
-    receiver = load_index(receivers + start, place, valid)
     total = tl.zeros((PARTS, D), tl.float32)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    if AHEAD:
+        rows, scale, passed = gradient_tile(
+            d_hidden, d_hidden_scale, grad_edges, grad_received, receivers, start, place, n_edges, D, BLOCK, FP8
+        )
     for _ in tl.range(tl.program_id(0), tl.cdiv(n_edges, BLOCK), tl.num_programs(0)):
-        of_edges = load_rows(grad_edges + start * D, place, valid, D)
-        of_nodes = gather_rows(grad_received, receiver, valid, D)
-        ahead = start + step
-        valid_ahead = inside(place, ahead, n_edges, BLOCK)
-        rows_ahead = load_rows(d_hidden + ahead * D, place, valid_ahead, D)
-        receiver = load_index(receivers + ahead, place, valid_ahead)
-        g = scaled_product(rows, right, d_hidden_scale + start, inverse_scale, place, valid, FP8)
-        passed = sum_of(of_edges, of_nodes)
+        ahead = start + tl.num_programs(0).to(tl.int64) * BLOCK
+        next_rows, next_scale, next_passed = gradient_tile(
+            d_hidden,
+            d_hidden_scale,
+            grad_edges,
+            grad_received,
+            receivers,
+            ahead if AHEAD else start,
+            place,
+            n_edges,
+            D,
+            BLOCK,
+            FP8,
+        )
+        if not AHEAD:
+            rows, scale, passed = next_rows, next_scale, next_passed
         total += folded(passed, 1.0, BLOCK, D, PARTS, False)
-        g += passed.to(tl.float32)
-        store_rows(d_edges + start * D, g.to(tl.bfloat16), place, valid, D)
-        rows, start, valid = rows_ahead, ahead, valid_ahead
+        g = unscaled(tl.dot(rows, right), scale, of_weight, FP8) + passed.to(tl.float32)
+        store_rows(d_edges + start * D, g.to(tl.bfloat16), place, inside(place, start, n_edges, BLOCK), D)
+        start = ahead
+        if AHEAD:
+            rows, scale, passed = next_rows, next_scale, next_passed
     store_sums(of_shift, total, D, PARTS)

@@ -1,8 +1,7 @@
 """What the edge block's kernels share: a persistent program that multiplies tile after tile of edges by one weight.
 
-The weight lies in shared memory for as long as the program runs, 64 KB (FP8) or 128 KB (BF16) at width 256.  A tile's rows come
-from memory, copied ahead where they are an operand as they lie; what else a tile needs is asked for before the product and used
-after it, so that it arrives meanwhile.
+The weight lies in shared memory for as long as the program runs, 64 KB (FP8) or 128 KB (BF16) at width 256.  All that a tile needs
+is asked for one tile ahead (AHEAD), or else at the tile's beginning, while another program of the multiprocessor works.
 
 In FP8 the rows are E4M3 with a power-of-two scale a row, taken from the row's own largest magnitude; weights have one scale
 each.  The inner length is at most 256, so that the tensor core's own accumulation (about 14 bits) is exact enough beside E4M3's
@@ -17,16 +16,17 @@ from gnome.fp8.kernels.numerics import E4M3_MAX, inverse, scale_for
 
 
 @triton.jit
-def quantized_rows(x):
-    """Return E4M3 rows (B, D) and what they are to be multiplied by (B), FP32.
+def scales_of_rows(x, inverse_row_scale, place, valid):
+    """Return the scales (B) of rows (B, D) and store their inverses.
 
-    Nothing is clamped: by the choice of scale no finite number is beyond 448, and the GPU's conversion saturates.  NaN stays in
+    Nothing needs clamping: by the choice of scale no finite number is beyond 448, and the GPU's conversion saturates.  NaN stays in
     the payload; a row with an infinity, which would vanish by saturating, gets NaN for its inverse scale.
     """
     amax = tl.max(tl.abs(x), axis=1)
     scale = scale_for(amax, E4M3_MAX, 1.0)
-    payload = (x * scale[:, None]).to(tl.float8e4nv)
-    return payload, tl.where(amax < float("inf"), inverse(scale), float("nan"))
+    inverse_scale = tl.where(amax < float("inf"), inverse(scale), float("nan"))
+    tl.store(inverse_row_scale + place, inverse_scale, mask=valid)
+    return scale, inverse_scale
 
 
 @triton.jit
@@ -42,26 +42,27 @@ def load_rows(start, place, valid, D: tl.constexpr):
 
 
 @triton.jit
+def load_operand(rows, inverse_row_scale, start, place, valid, D: tl.constexpr, SCALED: tl.constexpr):
+    """Load a tile of rows (B, D) as products take them, and their inverse scales (B) or a 1 (1)."""
+    scale = tl.full((1,), 1.0, tl.float32)
+    if SCALED:
+        scale = tl.load(inverse_row_scale + start + place, mask=valid, other=0.0)
+    return load_rows(rows + start * D, place, valid, D), scale
+
+
+@triton.jit
 def store_rows(start, values, place, valid, D: tl.constexpr):
     """Store a tile of rows (B, D), none past the end."""
     tl.store(start + place[:, None] * D + tl.arange(0, D)[None, :], values, mask=valid[:, None])
 
 
 @triton.jit
-def keep_rows(x, rows, inverse_row_scale, place, valid, D: tl.constexpr, FP8: tl.constexpr):
-    """Store FP32 rows as the products take them: BF16, or E4M3 with inverse scales (B)."""
+def keep_rows(x, scale, rows, place, valid, D: tl.constexpr, FP8: tl.constexpr):
+    """Store FP32 rows (B, D) as the products take them: BF16, or E4M3 times their scales (B)."""
     if FP8:
-        payload, inverse_scale = quantized_rows(x)
-        tl.store(inverse_row_scale + place, inverse_scale, mask=valid)
-        store_rows(rows, payload, place, valid, D)
+        store_rows(rows, (x * scale[:, None]).to(tl.float8e4nv), place, valid, D)
     else:
         store_rows(rows, x.to(tl.bfloat16), place, valid, D)
-
-
-@triton.jit
-def load_index(index, place, valid):
-    """Load the nodes (B) of a tile's edges."""
-    return tl.load(index + place, mask=valid, other=0)
 
 
 @triton.jit
@@ -71,9 +72,22 @@ def gather_rows(table, node, valid, D: tl.constexpr):
 
 
 @triton.jit
+def nodes_of(index, start, place, valid):
+    """Load the nodes (B) of a tile's edges."""
+    return tl.load(index + start + place, mask=valid, other=0)
+
+
+@triton.jit
 def sum_of(one, other):
     """Add two tiles of narrow rows, rounded once."""
     return (one.to(tl.float32) + other.to(tl.float32)).to(one.dtype)
+
+
+@triton.jit
+def passed_gradient(grad_edges, grad_received, receivers, start, place, valid, D: tl.constexpr):
+    """Load the gradient (B, D) that new edges get of their own and from their receivers, BF16."""
+    of_nodes = gather_rows(grad_received, nodes_of(receivers, start, place, valid), valid, D)
+    return sum_of(load_rows(grad_edges + start * D, place, valid, D), of_nodes)
 
 
 @triton.jit
@@ -83,16 +97,15 @@ def weight_tile(weight, D: tl.constexpr):
 
 
 @triton.jit
-def scaled_product(rows, weight, inverse_row_scale, inverse_scale, place, valid, FP8: tl.constexpr):
-    """Multiply a tile of rows by a weight and undo both scales; returns (B, D), FP32.
+def unscaled(product, inverse_row_scale, inverse_scale, FP8: tl.constexpr):
+    """Undo both scales of a product (B, D), FP32.
 
     BF16's scale of 1 costs nothing where something is added next, and keeps Triton from making that the product's first
     summand, for which the product would wait.
     """
-    product = tl.dot(rows, weight)
     if FP8:
-        return product * (tl.load(inverse_row_scale + place, mask=valid, other=0.0) * tl.load(inverse_scale))[:, None]
-    return product * tl.load(inverse_scale)
+        return product * (inverse_row_scale * inverse_scale)[:, None]
+    return product * inverse_scale
 
 
 @triton.jit
@@ -105,8 +118,6 @@ def sigmoid(z, APPROXIMATE: tl.constexpr):
 
 
 @triton.jit
-def normalized(z, eps, D: tl.constexpr):
-    """Return rows (B, D) less their mean and over their standard deviation, and the inverse standard deviations (B)."""
-    centred = z - (tl.sum(z, 1) * (1.0 / D))[:, None]
-    inverse_deviation = tl.rsqrt(tl.sum(centred * centred, 1) * (1.0 / D) + eps)
-    return centred * inverse_deviation[:, None], inverse_deviation
+def inverse_deviations(z, eps, D: tl.constexpr):
+    """Return one over the standard deviations (B) of rows (B, D) whose mean is zero."""
+    return tl.rsqrt(tl.sum(z * z, 1) * (1.0 / D) + eps)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import triton
@@ -17,12 +18,46 @@ ROWS = 32
 
 @dataclass(frozen=True)
 class EdgeWeights:
-    """Weights (D, D) for the hidden layer of an edge and for its output, or their transposes; inverse scales (BF16: 1)."""
+    """The weights of the hidden layer and of the output as products take them, and their inverse scales (2) (BF16: 1).
 
-    edge: Tensor
-    out: Tensor
-    edge_inverse_scale: Tensor
-    out_inverse_scale: Tensor
+    `narrow` (4, D, D): weight of an edge, weight of the output, and their transposes.
+    """
+
+    narrow: Tensor
+    inverse_scales: Tensor
+
+    @classmethod
+    def of(cls, weight_edge: Tensor, weight_out: Tensor, fp8: bool) -> Self:
+        """Cast weights (D, D) FP32.  torch transposes: Triton 3.6 does it wrongly for some layouts of FP8 in registers."""
+        width = weight_edge.shape[0]
+        narrow = weight_edge.new_empty((4, width, width), dtype=torch.float8_e4m3fn if fp8 else torch.bfloat16)
+        inverse_scales = weight_edge.new_ones(2, dtype=torch.float32)
+        edge_weights_kernel[(2,)](
+            weight_edge.contiguous(), weight_out.contiguous(), narrow, inverse_scales, D=width, ROWS=ROWS, FP8=fp8
+        )
+        bits = narrow.view(torch.uint8 if fp8 else torch.int16)
+        bits[2:] = bits[:2].mT
+        return cls(narrow, inverse_scales)
+
+    @property
+    def of_edge(self) -> tuple[Tensor, Tensor]:
+        """Weight of an edge, and its inverse scale."""
+        return self.narrow[0], self.inverse_scales
+
+    @property
+    def of_output(self) -> tuple[Tensor, Tensor]:
+        """Weight of the output, and its inverse scale."""
+        return self.narrow[1], self.inverse_scales[1:]
+
+    @property
+    def of_edge_transposed(self) -> tuple[Tensor, Tensor]:
+        """Transposed weight of an edge, and its inverse scale."""
+        return self.narrow[2], self.inverse_scales
+
+    @property
+    def of_output_transposed(self) -> tuple[Tensor, Tensor]:
+        """Transposed weight of the output, and its inverse scale."""
+        return self.narrow[3], self.inverse_scales[1:]
 
 
 @triton.jit
@@ -46,17 +81,3 @@ def edge_weights_kernel(weight_edge, weight_out, narrow, inverse_scales, D: tl.c
         if FP8:
             values *= scale
         tl.store(narrow + which * D * D + row * D + column, values.to(narrow.dtype.element_ty))
-
-
-def edge_weights(weight_edge: Tensor, weight_out: Tensor, fp8: bool, transposed: bool) -> EdgeWeights:
-    """Cast both weights (D, D) FP32.  torch transposes: Triton 3.6 does it wrongly for some layouts of FP8 in registers."""
-    width = weight_edge.shape[0]
-    narrow = weight_edge.new_empty((2, width, width), dtype=torch.float8_e4m3fn if fp8 else torch.bfloat16)
-    inverse_scales = weight_edge.new_ones(2, dtype=torch.float32)
-    edge_weights_kernel[(2,)](
-        weight_edge.contiguous(), weight_out.contiguous(), narrow, inverse_scales, D=width, ROWS=ROWS, FP8=fp8
-    )
-    if transposed:
-        bits = narrow.view(torch.uint8 if fp8 else torch.int16)
-        narrow = bits.mT.contiguous().view(narrow.dtype)
-    return EdgeWeights(narrow[0], narrow[1], inverse_scales[0:], inverse_scales[1:])

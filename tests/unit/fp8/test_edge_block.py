@@ -146,9 +146,11 @@ def test_kernels_compute_the_block(n_edges: int, in_order: bool) -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("tiles", [TileSettings(), TileSettings(block=32, warps=2, programs=2)])
-def test_kernels_with_other_settings(tiles: TileSettings) -> None:
-    compare(block(settings=settings(tiles)), graph(5, 100), 0.02)
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("tiles", [TileSettings(), TileSettings(block=32, warps=2, programs=2, ahead=False)])
+def test_kernels_with_other_settings(tiles: TileSettings, precision: edge_block.Precision) -> None:
+    limit = 0.02 if precision == "bf16" else 10 ** (-24 / 20)
+    compare(block(precision=precision, settings=settings(tiles)), graph(5, 100), limit)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -262,7 +264,7 @@ def test_an_order_lists_edges_by_node() -> None:
 
 
 def test_settings_survive_packing() -> None:
-    settings = EdgeSettings(hidden=TileSettings(block=128), edge_gradient=TileSettings(warps=8, programs=2))
+    settings = EdgeSettings(hidden=TileSettings(block=128), edge_gradient=TileSettings(warps=8, programs=2, ahead=False))
     assert EdgeSettings.unpacked(settings.packed()) == settings
 
 
