@@ -2,7 +2,7 @@
 
 `all_to_all`, for gradients with a scale for every 128 numbers: every rank gets its shard from all others, adds in FP32, divides, rounds to
 E4M3 with new scales, and the shards are gathered.  Each gradient is rounded once before it travels and once after, however many ranks
-there are.  Where the optimizer is sharded too (ZeRO) the gathering is left out.
+there are.  Scales travel as their exponents, a byte each.  Where the optimizer is sharded too (ZeRO) the gathering is left out.
 
 `fp8lm`, for gradients with a scale for each tensor: the scheme of FP8-LM (arXiv 2310.18313, equations 3 to 6).  All ranks take the smallest
 scale times a factor mu, round again, and let the collective add in E4M3; the division is left to the scale.  NCCL's ring adds two numbers
@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from gnome.errors import InvalidInput
 from gnome.fp8.automatic_scale import AutomaticScale, first_mu
-from gnome.fp8.formats import BLOCK, E4M3, power_of_two_scale, saturating_cast
+from gnome.fp8.formats import BLOCK, E4M3, exponent_byte, power_of_two_scale, saturating_cast, scale_of_exponent
 from gnome.fp8.gradients import GradientStore
 from gnome.fp8.kernels.availability import use_kernels
 from gnome.fp8.layout import Layout
@@ -86,7 +86,7 @@ def bytes_sent(layout: Layout, ranks: int, mode: Mode = "all_to_all", *, gather:
     if mode == "fp8lm":  # a ring: a reduce-scatter and an all-gather
         smallest = 2 * 4 * 2 * len(layout.numels) * others // ranks
         return 2 * layout.numel * others // ranks + smallest + report
-    once = (layout.numel + 4 * layout.n_blocks) * others // ranks
+    once = (layout.numel + layout.n_blocks) * others // ranks
     return once * (2 if gather else 1) + report
 
 
@@ -234,10 +234,11 @@ def _reduce_shards(store: GradientStore, ranks: _Ranks, *, gather: bool) -> Tens
         return reduction.squares()
     own_payload, own_scale = store.payload[first * BLOCK : last * BLOCK], store.scale[first:last]
     shards = store.payload.view(torch.uint8).view(ranks.size, -1)
-    scales, scales_sent = ranks.exchange(store.scale.view(ranks.size, -1).unbind(0))
+    exponents, exponents_sent = ranks.exchange(exponent_byte(store.scale).view(ranks.size, -1).unbind(0))
     begins = range(0, last - first, step)
     arriving = ranks.exchange(shards[:, : step * BLOCK].unbind(0))
-    _wait(scales_sent)
+    _wait(exponents_sent)
+    scales = scale_of_exponent(exponents)
     for begin in begins:
         received, sent = arriving
         after = begin + step
@@ -247,7 +248,7 @@ def _reduce_shards(store: GradientStore, ranks: _Ranks, *, gather: bool) -> Tens
         reduction.mean(received.view(E4M3.dtype), scales, begin, own_payload, own_scale)
     if gather:
         ranks.gather(own_payload.view(torch.uint8), store.payload.view(torch.uint8))
-        ranks.gather(own_scale, store.scale)
+        store.scale.copy_(scale_of_exponent(ranks.gather(exponent_byte(own_scale)).view(-1)))
     return reduction.squares()
 
 

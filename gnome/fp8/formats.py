@@ -67,6 +67,16 @@ def power_of_two_scale(amax: Tensor, fmt: Format, *, previous: Tensor | float = 
     return torch.where(usable, scale, previous)
 
 
+def exponent_byte(scale: Tensor) -> Tensor:
+    """Return the exponents of scales, which are powers of two, as uint8: all there is to a scale in a quarter of its bytes."""
+    return (scale.view(torch.int32) >> _FRACTION_BITS).to(torch.uint8)
+
+
+def scale_of_exponent(exponent: Tensor) -> Tensor:
+    """Invert `exponent_byte`."""
+    return (exponent.int() << _FRACTION_BITS).view(torch.float32)
+
+
 def saturating_cast(x: Tensor, fmt: Format) -> Tensor:
     """Round to the nearest number of the format, ties to even; beyond its largest, the largest.  NaN stays NaN."""
     return x.clamp(-fmt.max, fmt.max).to(fmt.dtype)

@@ -7,7 +7,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gnome.fp8.formats import BF16, E4M3, E5M2, FP16, Format, power_of_two_scale, random_words, saturating_cast, stochastic_cast
+from gnome.fp8.formats import (
+    BF16,
+    E4M3,
+    E5M2,
+    FP16,
+    Format,
+    exponent_byte,
+    power_of_two_scale,
+    random_words,
+    saturating_cast,
+    scale_of_exponent,
+    stochastic_cast,
+)
 
 FORMATS = [E4M3, E5M2, FP16]
 
@@ -30,6 +42,11 @@ def test_a_scale_and_its_inverse_are_normal_numbers(amax: float, fmt: Format) ->
     for x in (scale, 1 / scale):
         assert torch.finfo(torch.float32).tiny <= float(x) < math.inf
     assert float(amax * scale) <= fmt.max
+
+
+def test_a_byte_holds_every_scale() -> None:
+    scales = power_of_two_scale(2.0 ** torch.arange(-149.0, 128.0, dtype=torch.float64).float(), E4M3)
+    assert torch.equal(scale_of_exponent(exponent_byte(scales)), scales)
 
 
 @pytest.mark.parametrize("amax", [0.0, math.inf, math.nan])
