@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from gnome import fp8
+from gnome import fp8, transformer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("gnome", "pipelines", "dft_stub", "flows")
@@ -93,6 +93,7 @@ def test_a_training_node_needs_neither_pymatgen_nor_ase_nor_prefect(tmp_path: Pa
         ("flows.cli", {"prefect", "torch", "pymatgen", "ase"}),
         ("gnome.database.query", {"prefect", "torch", "pymatgen", "ase"}),
         ("gnome.fp8", {"prefect", "pymatgen", "ase", "torch_geometric", "triton", "matplotlib"}),
+        ("gnome.transformer", {"prefect", "pymatgen", "ase", "torch_geometric", "triton", "matplotlib"}),
         ("gnome.crystals.crystal", {"prefect", "torch", "pymatgen", "ase"}),
     ],
 )
@@ -109,15 +110,18 @@ def test_files_stay_readable_in_one_sitting() -> None:
     assert not {str(path): size for path, size in sizes.items() if size > 500}
 
 
-def test_package_roots_are_empty_but_for_the_library_within() -> None:
-    """`gnome.fp8` is used by others as a library and gathers its public names; no module of its own goes through its root."""
+@pytest.mark.parametrize("library", [fp8, transformer], ids=lambda library: library.__name__)
+def test_a_library_within_gathers_its_public_names(library: ModuleType) -> None:
+    """No module of the library's own goes through its root."""
+    for path in (ROOT / library.__name__.replace(".", "/")).rglob("*.py"):
+        assert f"from {library.__name__} import" not in path.read_text(), f"{path} imports its own package's root"
+    public = {name for name, value in vars(library).items() if not name.startswith("_") and not isinstance(value, ModuleType)}
+    assert public == set(library.__all__)
+
+
+def test_package_roots_are_empty_but_for_the_libraries_within() -> None:
     for package in PACKAGES:
         for path in (ROOT / package).rglob("__init__.py"):
             lines = path.read_text().splitlines()
             imports = [line for line in lines if line.startswith(("import ", "from "))]
-            assert not imports or path.parent.name == "fp8", f"{path} is more than a docstring"
-    for path in (ROOT / "gnome" / "fp8").rglob("*.py"):
-        assert "from gnome.fp8 import" not in path.read_text(), f"{path} imports its own package's root"
-    assert set(fp8.__all__) <= set(vars(fp8))
-    public = {name for name, value in vars(fp8).items() if not name.startswith("_") and not isinstance(value, ModuleType)}
-    assert public == set(fp8.__all__)
+            assert not imports or path.parent.name in {"fp8", "transformer"}, f"{path} is more than a docstring"
