@@ -49,6 +49,8 @@ def convert_to_fp8(
     converted layers in FP16 or E4M3 times a power of two; only `gnome.fp8.AdamW` updates such weights.  On one H200 layers narrower than
     1024 are slower in FP8 than in BF16 (docs/fp8.md).
     """
+    if weights not in ("as they are", "fp16", "e4m3"):
+        raise InvalidInput(f"weights is {weights!r}, expected 'as they are', 'fp16' or 'e4m3'")
     if isinstance(model, Linear) or _is_linear(model):
         raise InvalidInput("the model is itself a linear layer; use gnome.fp8.Linear.from_weight")
     converted: list[str] = []

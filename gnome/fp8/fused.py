@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from gnome.errors import InvalidInput
 from gnome.fp8.formats import E5M2, GEMM_MULTIPLE
-from gnome.fp8.linear import Linear, LinearSettings, fp8_available, gradient_dtype, layer_of
+from gnome.fp8.linear import Linear, LinearSettings, check_features, fp8_available, gradient_dtype, layer_of
 from gnome.fp8.producers import gated, gated_backward, norm_backward, normalized, normalized_columns
 from gnome.fp8.scaling import quantize_matrix
 
@@ -31,7 +31,7 @@ class NormLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last dimension."""
-        _check_width(x, self.linear.in_features)
+        check_features(x, self.linear.in_features)
         if not fp8_available(x.device):
             return self.linear(_normalized_16_bit(x, self.gain, self.eps))
         flat, linear = x.reshape(-1, x.shape[-1]), self.linear
@@ -59,7 +59,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last dimension."""
-        _check_width(x, self.up.in_features)
+        check_features(x, self.up.in_features)
         up, down = self.up, self.down
         if not fp8_available(x.device):
             gate, value = up(_normalized_16_bit(x, self.gain, self.eps)).chunk(2, dim=-1)
@@ -77,11 +77,6 @@ class GatedMLP(nn.Module):
 def _normalized_16_bit(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """Normalise where the layer that follows is not FP8."""
     return (functional.rms_norm(x.float(), (x.shape[-1],), eps=eps) * gain).to(x.dtype)
-
-
-def _check_width(x: Tensor, width: int) -> None:
-    if x.shape[-1] != width:
-        raise InvalidInput(f"this layer takes {width} features, the input has shape {tuple(x.shape)}")
 
 
 class _NormLinear(torch.autograd.Function):

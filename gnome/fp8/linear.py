@@ -36,12 +36,16 @@ from gnome.fp8.working_weight import WorkingWeight
 class LinearSettings:
     """How a layer scales and sums.
 
-    `fast_forward`, `fast_backward`: Hopper's faster, shorter running sum (see `scaling.scaled_matmul`).
+    `fast_forward`, `fast_backward`: Hopper's faster, shorter running sum (see `scaling.product`).
     """
 
     scaling: ScalingMode = "delayed"
     fast_forward: bool = True
     fast_backward: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scaling not in ("delayed", "current"):
+            raise InvalidInput(f"scaling is {self.scaling!r}, expected delayed or current")
 
 
 _handles = itertools.count()
@@ -166,8 +170,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last dimension."""
-        if x.shape[-1] != self.in_features:
-            raise InvalidInput(f"this layer takes {self.in_features} features, the input has shape {tuple(x.shape)}")
+        check_features(x, self.in_features)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         states = self.input_scaling.state, self.gradient_scaling.state
@@ -295,6 +298,14 @@ def multiply_backward(
     if needs_weight and has_sink:
         dw = layer.deliver(dw)
     return dx, dw
+
+
+def check_features(x: Tensor, width: int) -> None:
+    """Raise InvalidInput unless x holds real floating-point numbers, `width` of them along its last dimension."""
+    if x.dim() == 0 or x.shape[-1] != width:
+        raise InvalidInput(f"this layer takes {width} features, the input has shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise InvalidInput(f"this layer takes floating-point numbers, the input is {x.dtype}")
 
 
 def layer_of(handle: Tensor) -> Linear:

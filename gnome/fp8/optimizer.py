@@ -12,6 +12,7 @@ matrices below `min_size`, keep native gradients and moments in their own dtype.
 One kernel updates all weights of a dtype; nothing waits for the device.  The step is skipped, and counted, when any gradient is not finite.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -30,13 +31,18 @@ from gnome.fp8.sharding import gather_share, mean_of_gradients, raise_to_largest
 
 
 class AdamW(torch.optim.Optimizer):
-    """AdamW (arXiv 1711.05101) over low-precision states.
+    """AdamW (arXiv 1711.05101) over low-precision states, with one count of steps for all parameters.
+
+    Gradients of weights move on into its own store as soon as they are there, and `.grad` stays None: torch's `clip_grad_norm_` would
+    see but the small parameters, and `gradient_clip` takes its place.  No loss needs scaling; a GradScaler is refused.
 
     `gradients`: scales of the E4M3 gradients, by block unless `states` is fp8lm.  `gradient_clip`: largest norm of all gradients together.
     `lr` may be a tensor on the parameters' device, which a captured CUDA graph reads anew at every replay.  `sharding`: each rank of
     `group` keeps the states of its share of the weights (ZeRO, arXiv 1910.02054): cut evenly at blocks, or whole tensors spread greedily
     (FP8-LM).
     """
+
+    _step_supports_amp_scaling = True  # or a GradScaler would unscale what it sees of the gradients, which is not all of them
 
     def __init__(  # noqa: PLR0913 - torch's signature, and what is new by name only
         self,
@@ -54,7 +60,7 @@ class AdamW(torch.optim.Optimizer):
         sharding: Sharding | None = None,
         group: Any = None,
     ) -> None:
-        _check(states, sharding)
+        _check(states, gradients, sharding, gradient_clip, min_size, seed)
         self.gradient_scaling: GradientScaling = gradients or ("tensor" if states == "fp8lm" else "block")
         self.kind, self.gradient_clip, self.seed, self.group = states, gradient_clip, seed, group
         rank, self.world = rank_and_size(group)
@@ -66,6 +72,8 @@ class AdamW(torch.optim.Optimizer):
         self.members = [(p, index) for index, own in enumerate(self.param_groups) for p in own["params"] if p.requires_grad]
         if not self.members:
             raise InvalidInput("AdamW got no parameter that requires a gradient")
+        if len({id(p) for p, _ in self.members}) < len(self.members):
+            raise InvalidInput("AdamW got a parameter twice; list each once")
         compact = [(p, g) for p, g in self.members if _is_scaled(p) or (p.ndim > 1 and p.numel() >= max(min_size, 1))]
         chosen = {id(p) for p, _ in compact}
         self.exact = ExactParameters([(p, g) for p, g in self.members if id(p) not in chosen])
@@ -111,14 +119,21 @@ class AdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient; nothing changes where any gradient is not finite."""
+        if vars(self).pop("found_inf", None) is not None:
+            raise InvalidInput(
+                "gnome.fp8.AdamW needs no GradScaler and cannot undo its scale: call backward and step without one"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for arena, store in zip(self.arenas, self.stores, strict=True):
+            _absorb_leftovers(arena.parameters, store)
+        if self.shard is None and not (any(any(store.filled) for store in self.stores) or self.exact.gradients()):
+            return loss
         control, coefficients = self._prepare()
         for arena, store in zip(self.arenas, self.stores, strict=True):
             arena.check_home()
-            _absorb_leftovers(arena.parameters, store)
             arena.set_active(store.filled)
             gradient, scale = store.share(arena.first_block, arena.last_block)
             take_step(arena, StepInputs(gradient, scale, coefficients, control, self.step_count), self._raise_to_largest)
@@ -256,14 +271,25 @@ def _absorb_leftovers(parameters: Sequence[nn.Parameter], store: GradientStore) 
 
 def _check_group(group: dict[str, Any]) -> None:
     lr, betas, eps, decay = (group[key] for key in ("lr", "betas", "eps", "weight_decay"))
-    if not all(0 <= beta < 1 for beta in betas) or eps < 0 or decay < 0 or float(lr) < 0:
-        raise InvalidInput(f"lr {lr}, betas {betas}, eps {eps} and weight_decay {decay} must be >= 0, betas below 1")
+    numbers = (float(lr), eps, decay, *betas)
+    if len(betas) != 2 or not all(0 <= x < math.inf for x in numbers) or max(betas) >= 1:  # also false for NaN
+        raise InvalidInput(
+            f"lr {lr}, betas {betas}, eps {eps} and weight_decay {decay} must be finite and >= 0, two betas below 1"
+        )
 
 
-def _check(states: str, sharding: str | None) -> None:
+def _check(
+    states: str, gradients: str | None, sharding: str | None, gradient_clip: float | None, min_size: int, seed: int
+) -> None:
     if states not in {"block", "fp8lm", "fp32"}:
         raise InvalidInput(f"states is {states!r}, expected block, fp8lm or fp32")
+    if gradients not in {None, "block", "tensor"}:
+        raise InvalidInput(f"gradients is {gradients!r}, expected block, tensor or None")
     if sharding not in {None, "even", "whole"}:
         raise InvalidInput(f"sharding is {sharding!r}, expected even, whole or None")
     if states == "fp8lm" and sharding == "even":
         raise InvalidInput("fp8lm scales moments by tensor and needs whole tensors on a rank: sharding='whole'")
+    if gradient_clip is not None and not 0 < gradient_clip < math.inf:
+        raise InvalidInput(f"gradient_clip is {gradient_clip}, expected a norm above 0, or None")
+    if min_size < 0 or not 0 <= seed < 2**32:
+        raise InvalidInput(f"min_size is {min_size} and seed {seed}, expected numbers >= 0, the seed below 2**32")

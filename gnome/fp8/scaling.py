@@ -98,7 +98,10 @@ def roll_scale(state: Tensor, fmt: Format, x: Tensor | None) -> Tensor:
 def quantize_matrix(
     x: Tensor, state: Tensor, fmt: Format, *, current: bool, rows: bool, columns: bool, watch: Watch | None = None
 ) -> Operand:
-    """Cast x (M, K) with the scale of `state`, which is brought up to date; see `Scaling`."""
+    """Cast x (M, K) with the scale of `state`, which is brought up to date; see `Scaling`.
+
+    Infinities become NaN: saturated, they would pass for large numbers.
+    """
     x = x.contiguous()
     (m, k), device = x.shape, x.device
     inverse_scale = roll_scale(state, fmt, x if current else None)
@@ -107,7 +110,8 @@ def quantize_matrix(
     if not use_kernels(device):
         if not current and x.numel():
             state[1] = x.detach().abs().amax().float()
-        payload = functional.pad(saturating_cast(x.float() * state[0], fmt).view(torch.uint8), (0, padded(k) - k))
+        shown = torch.where(x.isinf(), torch.nan, x.float() * state[0])
+        payload = functional.pad(saturating_cast(shown, fmt).view(torch.uint8), (0, padded(k) - k))
         transposed = functional.pad(payload.t(), (0, padded(m) - m)).contiguous()
         return Operand(payload.view(fmt.dtype) if rows else None, transposed.view(fmt.dtype) if columns else None, inverse_scale)
     from gnome.fp8.kernels.quantize import quantize_both  # noqa: PLC0415 - needs Triton

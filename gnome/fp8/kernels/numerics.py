@@ -38,6 +38,12 @@ def scale_for(amax, top: tl.constexpr, previous, margin: tl.constexpr = 0):
 
 
 @triton.jit
+def without_infinities(x):
+    """Replace infinities by NaN, which a saturating cast keeps."""
+    return tl.where(tl.abs(x) < float("inf"), x, float("nan"))
+
+
+@triton.jit
 def stochastic_round(magnitude, random, mantissa_bits: tl.constexpr, smallest_normal: tl.constexpr):
     """Round positive FP32, not above the narrower format's largest, to its neighbours (see `formats.stochastic_cast`).
 

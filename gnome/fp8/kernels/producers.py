@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gnome.fp8.formats import Format
-from gnome.fp8.kernels.numerics import inverse
+from gnome.fp8.kernels.numerics import inverse, without_infinities
 from gnome.fp8.kernels.quantize import TILE, fp8_of, magnitude_bits
 
 BACKWARD_TILE = (64, 64, 8)
@@ -30,7 +30,7 @@ def _norm_rows_kernel(x, gain, rows, inverse_rms, state, eps, width, FP8: tl.con
     scaled = values * (1.0 / root) * tl.load(gain + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(inverse_rms + row, 1.0 / root)
     tl.atomic_max((state + 1).to(tl.pointer_type(tl.int32)), tl.max(magnitude_bits(scaled), axis=0))
-    tl.store(rows + row * width + column, (scaled * tl.load(state)).to(FP8), mask=inside)
+    tl.store(rows + row * width + column, (without_infinities(scaled) * tl.load(state)).to(FP8), mask=inside)
 
 
 @triton.jit
@@ -88,7 +88,7 @@ def _swiglu_rows_kernel(u, rows, state, n_row, hidden, FP8: tl.constexpr, M: tl.
     _record(state, values)
     target = rows + first_row.to(tl.int64) * hidden + first_column
     offset = tl.arange(0, M)[:, None] * hidden + tl.arange(0, N)[None, :]
-    tl.store(target + offset, (values * tl.load(state)).to(FP8), mask=inside)
+    tl.store(target + offset, (without_infinities(values) * tl.load(state)).to(FP8), mask=inside)
 
 
 @triton.jit
@@ -113,10 +113,10 @@ def _swiglu_backward_kernel(
     d_up = d * silu
     d_gate = d * up * (sigmoid + silu * (1.0 - sigmoid))
     _record(state, tl.where(tl.abs(d_up) > tl.abs(d_gate), d_up, d_gate))
-    q = (d_gate * scale).to(FP8_G)
+    q = (without_infinities(d_gate) * scale).to(FP8_G)
     tl.store(corner + by_row, q, mask=inside)
     tl.store(du_columns + first_column.to(tl.int64) * n_row_padded + first_row + by_column, tl.trans(q), mask=column_mask)
-    q = (d_up * scale).to(FP8_G)
+    q = (without_infinities(d_up) * scale).to(FP8_G)
     tl.store(corner + hidden + by_row, q, mask=inside)
     below = du_columns + (hidden + first_column).to(tl.int64) * n_row_padded + first_row
     tl.store(below + by_column, tl.trans(q), mask=column_mask)

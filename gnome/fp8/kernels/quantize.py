@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gnome.fp8.formats import E4M3, Format
-from gnome.fp8.kernels.numerics import E4M3_MAX, E5M2_MAX, inverse, scale_for
+from gnome.fp8.kernels.numerics import E4M3_MAX, E5M2_MAX, inverse, scale_for, without_infinities
 
 WINDOW = tl.constexpr(16)
 TILE = (64, 128, 4)
@@ -62,6 +62,7 @@ def _quantize_kernel(
     values = tl.load(corner + offset, mask=inside, other=0.0).to(tl.float32)
     if RECORD:
         tl.atomic_max((state + 1).to(tl.pointer_type(tl.int32)), tl.max(tl.max(magnitude_bits(values), axis=1), axis=0))
+    values = without_infinities(values)
     q = (values * tl.load(state)).to(FP8)
     if ROWS:
         target = rows + first_row.to(tl.int64) * n_column_padded + first_column

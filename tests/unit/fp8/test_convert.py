@@ -55,6 +55,11 @@ def test_a_bare_linear_layer_cannot_be_replaced_in_place() -> None:
         convert_to_fp8(nn.Linear(64, 64))
 
 
+def test_unknown_weights_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="weights is 'int4', expected 'as they are', 'fp16' or 'e4m3'"):
+        convert_to_fp8(nn.Sequential(nn.Linear(64, 64)), weights="int4")  # type: ignore[arg-type]
+
+
 def test_restoring_gives_back_plain_layers_with_the_true_weights() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32))

@@ -83,20 +83,23 @@ def test_all_zero_input_gives_the_bias() -> None:
     assert torch.equal(layer(torch.zeros(3, 32)), layer.bias.detach().expand(3, 16))
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["input", "loss"])
 @pytest.mark.parametrize("mode", ["delayed", "current"])
-def test_a_non_finite_step_is_skipped_and_forgotten(bad: float, mode: Any) -> None:
+def test_a_non_finite_step_is_skipped_and_forgotten(bad: float, where: str, mode: Any) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
     convert_to_fp8(model, settings=LinearSettings(scaling=mode))
     optimizer = AdamW(model.parameters(), lr=1e-3)
     for step in range(20):
         x = torch.randn(16, 64)
+        target = x.clone()
         if step == 17:
-            x[3, 5] = bad
             before = [p.detach().clone() for p in model.parameters()]
+            if where == "input":
+                x[3, 5] = bad  # saturated it would pass for a large number, and the step for a good one
         optimizer.zero_grad()
-        loss = (model(x) - x).square().mean() * (bad if step == 17 else 1.0)
+        loss = (model(x) - target).square().mean() * (bad if step == 17 and where == "loss" else 1.0)
         loss.backward()
         optimizer.step()
         if step == 17:
@@ -250,6 +253,21 @@ def test_wrong_sizes_are_refused() -> None:
         Linear(64, 32)(torch.randn(4, 63))
     with pytest.raises(InvalidInput, match="not 0 and 32"):
         Linear(0, 32)
+    with pytest.raises(InvalidInput, match=r"the input has shape \(\)"):
+        Linear(64, 32)(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_only_real_floating_point_numbers_are_taken(dtype: torch.dtype) -> None:
+    x = torch.ones(4, 64).to(dtype)
+    for layer in (Linear(64, 32), NormLinear(64, 32), GatedMLP(64, 32)):
+        with pytest.raises(InvalidInput, match=f"floating-point numbers, the input is {dtype}"):
+            layer(x)
+
+
+def test_an_unknown_scaling_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="scaling is 'block', expected delayed or current"):
+        LinearSettings(scaling="block")  # type: ignore[arg-type]
 
 
 def test_autocast_decides_the_dtype_of_the_output() -> None:

@@ -136,7 +136,15 @@ def test_bytes_a_parameter() -> None:
     [
         ({"states": "int8"}, "states is 'int8', expected block, fp8lm or fp32"),
         ({"lr": -1.0}, "lr -1.0"),
+        ({"lr": float("nan")}, "lr nan"),
+        ({"weight_decay": float("inf")}, "weight_decay inf"),
         ({"betas": (0.9, 1.0)}, "betas"),
+        ({"betas": (0.9,)}, "two betas"),
+        ({"gradients": "row"}, "gradients is 'row', expected block, tensor or None"),
+        ({"gradient_clip": 0.0}, "gradient_clip is 0.0"),
+        ({"gradient_clip": float("nan")}, "gradient_clip is nan"),
+        ({"min_size": -1}, "min_size is -1"),
+        ({"seed": -1}, "seed -1"),
         ({"sharding": "rows"}, "sharding is 'rows'"),
         ({"states": "fp8lm", "sharding": "even"}, "sharding='whole'"),
     ],
@@ -157,6 +165,44 @@ def test_parameters_cannot_be_added_later_and_one_must_be_trainable() -> None:
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(64, 64))]})
     with pytest.raises(InvalidInput, match="no parameter that requires a gradient"):
         AdamW([nn.Parameter(torch.zeros(64, 64), requires_grad=False)])
+
+
+def test_a_parameter_is_listed_once() -> None:
+    weight = nn.Parameter(torch.zeros(64, 64))
+    with pytest.warns(UserWarning, match="duplicate"), pytest.raises(InvalidInput, match="a parameter twice"):
+        AdamW([weight, weight])
+
+
+def test_a_step_without_gradients_is_none() -> None:
+    weight = nn.Parameter(torch.ones(64, 64))
+    optimizer = AdamW([weight], lr=1e-2)
+    optimizer.step()
+    assert torch.equal(weight, torch.ones(64, 64))
+    assert int(optimizer.step_count) == 0
+
+
+def test_a_gradient_set_by_hand_is_looked_at_too() -> None:
+    weight = nn.Parameter(torch.ones(64, 64))
+    optimizer = AdamW([weight], lr=1e-2, gradient_clip=0.5)
+    weight.grad = torch.full((64, 64), float("nan"))
+    optimizer.step()
+    assert torch.equal(weight, torch.ones(64, 64))
+    assert int(optimizer.skipped_steps) == 1
+    optimizer.zero_grad()
+    weight.grad = torch.ones(64, 64)
+    optimizer.step()
+    assert float(optimizer.gradient_norm) == 64.0
+
+
+def test_a_grad_scaler_is_refused() -> None:
+    weight = nn.Parameter(torch.ones(64, 64))
+    optimizer, scaler = AdamW([weight]), torch.amp.GradScaler("cpu")
+    scaler.scale(weight.sum()).backward()
+    with pytest.raises(InvalidInput, match="needs no GradScaler"):
+        scaler.step(optimizer)
+    optimizer.zero_grad()
+    weight.sum().backward()
+    optimizer.step()
 
 
 def test_gradients_set_by_hand_are_used() -> None:
