@@ -122,18 +122,21 @@ def _rows(like: Tensor, fp8: bool) -> tuple[Tensor, Tensor]:
 
 
 def _launch(tiles: TileSettings, edges: Tensor, fp8: bool, *, parts: bool = False) -> tuple[tuple[int], dict[str, Any]]:
-    """Return the grid and the sizes and launch options that all kernels of tiles take."""
+    """Return the grid, and what `launch_options` says."""
     n_edges, width = edges.shape
     grid = (min(triton.cdiv(n_edges, tiles.block), tiles.programs * _multiprocessors(edges.device)),)
-    options = {
-        "D": width, "BLOCK": tiles.block, "FP8": fp8, "AHEAD": tiles.ahead, "num_warps": tiles.warps, "num_stages": 1,
-    }  # fmt: skip
+    return grid, launch_options(tiles, width, fp8, parts=parts)
+
+
+def launch_options(tiles: TileSettings, width: int, fp8: bool, *, parts: bool) -> dict[str, Any]:
+    """Return the sizes that all kernels of tiles take, in capitals, and how they are compiled; `parts` for those that add up rows."""
+    options = {"D": width, "BLOCK": tiles.block, "FP8": fp8, "AHEAD": tiles.ahead, "num_warps": tiles.warps, "num_stages": 1}
     if parts:
         rows_a_warp = 512 // (width * (1 if fp8 else 2))  # of 16 bytes a thread
         options["PARTS"] = min(tiles.block, tiles.warps * rows_a_warp)
     if tiles.programs > 1:
         options["maxnreg"] = min(255, REGISTERS // (tiles.programs * tiles.warps * 32))
-    return grid, options
+    return options
 
 
 def _multiprocessors(device: torch.device) -> int:

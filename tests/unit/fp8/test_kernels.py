@@ -102,8 +102,11 @@ def test_cast_kernel_writes_the_bits_of_the_torch_code(
             x = torch.randn(shape, generator=generator, dtype=torch.bfloat16) * 10.0 ** (call - 2)
             if call == 2:
                 x[0, 0] = float("nan")
+            if call == 3:
+                x[0, 0], x[-1, -1] = float("inf"), -float("inf")
             current = mode == "current" or call == 0
             cast = scaling.quantize_matrix(x, state, fmt, current=current, rows=True, columns=True)
+            assert int(cast.rows.float().isnan().sum()) == (call > 1) + (call == 3)
             written += [cast.rows.view(torch.uint8), cast.columns.view(torch.uint8), cast.inverse_scale, state.clone()]
         results.append(written)
     for ours, theirs in zip(*results, strict=True):
