@@ -19,6 +19,9 @@ BLOCK = 128
 GEMM_MULTIPLE = 16
 """Matrix sides of an FP8 product on GPUs are multiples of this."""
 
+STOCHASTIC_FROM = 8
+"""Micro-batches after which their sum is rounded stochastically: to nearest it is truer, until a part is lost beside the sum."""
+
 _FRACTION_BITS = 23
 _FRACTION_MASK = (1 << _FRACTION_BITS) - 1
 _MAX_EXPONENT = 126
@@ -108,13 +111,13 @@ def random_words(index: Tensor, seed: int, step: Tensor | int) -> Tensor:
     A counter-based generator from MurmurHash3's finaliser, applied to seed, step, the block of 128 and the place in it in turn; the GPU
     kernels compute the same bits.
     """
-    key = _mix(torch.as_tensor(step, dtype=torch.int64, device=index.device) ^ _mix(torch.as_tensor(seed, device=index.device)))
+    key = mix(torch.as_tensor(step, dtype=torch.int64, device=index.device) ^ mix(torch.as_tensor(seed, device=index.device)))
     block = index // BLOCK
-    row_key = _mix(block ^ _mix((block >> 32) ^ key))
-    return _mix(row_key + (index % BLOCK) * 0x9E3779B9)
+    row_key = mix(block ^ mix((block >> 32) ^ key))
+    return mix(row_key + (index % BLOCK) * 0x9E3779B9)
 
 
-def _mix(x: Tensor) -> Tensor:
+def mix(x: Tensor) -> Tensor:
     """Apply MurmurHash3's 32-bit finaliser (Appleby, public domain) in 64-bit integers."""
     mask = 0xFFFFFFFF
     x = x & mask

@@ -1,8 +1,9 @@
 """One AdamW step on a state arena: FP32 arithmetic on every number, and how the results are rounded on their way back.
 
-The root of the second moment is rounded stochastically: a step changes it by less than half of E4M3's spacing, so that rounding to nearest
-would freeze it, and the learning rate with it.  Stochastic rounding of 16-bit weights keeps updates smaller than their spacing alive on
-average.  `fp8lm` rounds to nearest throughout, as FP8-LM does.
+Both moments are rounded stochastically in `block`: a step changes the root of the second by less than half of E4M3's spacing, and the
+first, from beta1 0.95 on and where it is subnormal, likewise, so that rounding to nearest would freeze them, and keep a weight moving whose
+gradient has gone.  Stochastic rounding of 16-bit weights keeps updates smaller than their spacing alive on average.  `fp8lm` rounds
+to nearest throughout, as FP8-LM does.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,9 @@ from gnome.fp8.formats import (
     E4M3,
     FP16,
     exact_root,
+    mix,
     power_of_two_scale,
     random_words,
-    saturating_cast,
     stochastic_cast,
 )
 from gnome.fp8.fp8lm_step import step_by_tensor
@@ -121,8 +122,10 @@ def _step_chunk(arena: StateArena, blocks: slice, inputs: StepInputs) -> None:
     index = torch.arange(numbers.start, numbers.stop, device=w.device) + arena.first_block * BLOCK
     random = random_words(index, arena.seed, inputs.step).view(-1, BLOCK)
     if by_block:
-        m = _rescaled(m, arena.first.scale[blocks], real, None)
-        root = _rescaled(root, arena.second.scale[blocks], real, random & 0xFFFFF)
+        m = _rescaled(m, arena.first.scale[blocks], real, mix(random) & 0xFFFFF)
+        rounded = _rescaled(root, arena.second.scale[blocks], real, random & 0xFFFFF)
+        # Never zero beside a first moment that is not, for that would make the update infinite.
+        root = torch.where(root > 0, rounded.clamp(min=E4M3.smallest), 0.0)
     _write(arena.first.payload[numbers], m, real)
     _write(arena.second.payload[numbers], root, real)
     if arena.scaled:
@@ -135,15 +138,11 @@ def _step_chunk(arena: StateArena, blocks: slice, inputs: StepInputs) -> None:
     _write(arena.weights[numbers], w, real)
 
 
-def _rescaled(x: Tensor, scale: Tensor, real: Tensor, random: Tensor | None) -> Tensor:
-    """Scale by block, note the new scales in place, and round: to nearest or by the random bits."""
+def _rescaled(x: Tensor, scale: Tensor, real: Tensor, random: Tensor) -> Tensor:
+    """Scale by block, note the new scales in place, and round to E4M3 by the random bits; returns FP32."""
     new = power_of_two_scale(x.abs().amax(1), E4M3)
     scale.copy_(torch.where(real[:, 0], new, scale))
-    y = x * new[:, None]
-    if random is None:
-        return saturating_cast(y, E4M3)
-    # Never zero beside a first moment that is not, for that would make the update infinite.
-    return torch.where(x > 0, stochastic_cast(y, E4M3, random).float().clamp(min=E4M3.smallest), 0.0).to(E4M3.dtype)
+    return stochastic_cast(x * new[:, None], E4M3, random).float()
 
 
 def _write(target: Tensor, values: Tensor, real: Tensor) -> None:

@@ -14,6 +14,7 @@ from gnome.fp8.kernels.numerics import (
     E4M3_SMALLEST,
     FP16_MAX,
     inverse,
+    mix,
     random_words,
     reciprocal_of,
     root_of,
@@ -46,7 +47,7 @@ def work_of(work):
     return tl.load(item), tl.load(item + 1).to(tl.int64), tl.load(item + 2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])  # a seed of 1 would become a constant without a dtype
 def _step_kernel(
     weights, weight_scale, new_weight_scale, weight_amax,
     first, first_scale, second, second_scale, gradient, gradient_scale,
@@ -91,9 +92,10 @@ def _step_kernel(
         root_scale = scale_for(tl.max(root, axis=1), E4M3_MAX, 1.0)
         tl.store(first_scale + start + row, m_scale, mask=inside)
         tl.store(second_scale + start + row, root_scale, mask=inside)
-        m = m * m_scale[:, None]
-        # A step moves the second moment by less than E4M3's spacing: rounded to nearest it would never decay.  And it never falls to zero
-        # beside a first moment that has not, for that would make the update infinite.
+        # A step moves the moments by less than E4M3's spacing, and rounded to nearest they would never decay.  And the second never
+        # falls to zero beside a first that has not, for that would make the update infinite.
+        magnitude = stochastic_round(tl.abs(m) * m_scale[:, None], (mix(random) & 0xFFFFF).to(tl.int32), 3, 2.0**-6)
+        m = with_sign_of(magnitude, m)
         rounded = stochastic_round(root * root_scale[:, None], (random & 0xFFFFF).to(tl.int32), 3, 2.0**-6)
         root = tl.where(root > 0, tl.maximum(rounded, E4M3_SMALLEST), 0.0)
     tl.store(first + offset, m.to(first.dtype.element_ty), mask=mask)

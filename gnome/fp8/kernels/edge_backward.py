@@ -67,7 +67,8 @@ def edge_norm_gradient_kernel(
 ):  # fmt: skip
     """Write d_out (E, D), the gradient of the second layer before its norm, which is computed again from the activation.
 
-    A row's mean is left in: weight and bias have mean zero over the outputs, and it goes where theirs went.
+    A row's mean is taken off though weight and bias, with mean zero over the outputs, would do it: it may be large, and rounded with it the
+    rest of the row would lose by it.
     of_scale (programs, BLOCK / 2, D) FP32 holds partial sums of the gradient of the norm's scale.
     """
     right = weight_tile(weight, D)
@@ -94,7 +95,8 @@ def edge_norm_gradient_kernel(
         g = passed.to(tl.float32)
         total += folded_product(g * unit, BLOCK, D)
         g *= tl.load(vectors + D + column)[None, :]
-        g = (g - unit * (tl.sum(g * unit, 1) * (1.0 / D))[:, None]) * inverse_deviation[:, None]
+        along, mean = tl.sum(g * unit, 1) * (1.0 / D), tl.sum(g, 1) * (1.0 / D)  # unit rows have mean zero
+        g = (g - unit * along[:, None] - mean[:, None]) * inverse_deviation[:, None]
         valid = inside(place, start, n_edges, BLOCK)
         own_scale = 1.0
         if FP8:

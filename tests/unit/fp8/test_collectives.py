@@ -155,7 +155,7 @@ def check_one_rank_not_finite(rank: int, size: int) -> None:
 def check_tensors_without_a_gradient(rank: int, size: int) -> None:
     for mode in MODES:
         store = filled_store(rank, size, mode)
-        store.put(3, torch.full((7,), torch.nan))  # bytes of an earlier step, on all ranks
+        store.add(3, torch.full((7,), torch.nan))  # bytes of an earlier step, on all ranks
         store.clear()
         present = {0: [0, 1], 1: [1, 2]}.get(rank, [1])
         for index in present:

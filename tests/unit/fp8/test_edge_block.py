@@ -44,15 +44,15 @@ def concatenated(made: EdgeBlock, nodes: Tensor, edges: Tensor, senders: Tensor,
 
 
 def everything(
-    forward: Callable[..., tuple[Tensor, Tensor]], made: EdgeBlock, given: Graph, dtype: torch.dtype
+    forward: Callable[..., tuple[Tensor, Tensor]], made: EdgeBlock, given: Graph, dtype: torch.dtype, common: float = 0.0
 ) -> dict[str, Tensor]:
-    """Results and all gradients of a fixed weighting of the results."""
+    """Results and all gradients of a fixed weighting of the results, with a mean of `common`."""
     nodes, edges, senders, receivers = given
     nodes, edges = (x.detach().to(dtype).requires_grad_() for x in (nodes, edges))
     made.zero_grad()
     new_edges, received = forward(nodes, edges, senders, receivers)
     generator = torch.Generator().manual_seed(9)
-    weighting = [torch.randn(x.shape, generator=generator).to(x) for x in (new_edges, received)]
+    weighting = [(torch.randn(x.shape, generator=generator) + common).to(x) for x in (new_edges, received)]
     ((new_edges * weighting[0]).sum() + (received * weighting[1]).sum()).backward()
     gradients = {name: parameter.grad for name, parameter in made.named_parameters()}
     found = {"new_edges": new_edges, "received": received, "nodes": nodes.grad, "edges": edges.grad, **gradients}
@@ -126,13 +126,13 @@ def settings(tiles: TileSettings = TileSettings(block=16, warps=1)) -> EdgeSetti
     return EdgeSettings(hidden=tiles, output=tiles, norm_gradient=tiles, hidden_gradient=tiles, edge_gradient=tiles)
 
 
-def compare(made: EdgeBlock, given: Graph, limit: float) -> dict[str, Tensor]:
+def compare(made: EdgeBlock, given: Graph, limit: float, common: float = 0.0) -> dict[str, Tensor]:
     """Check the kernels against plain torch code in FP64 of the same rounded inputs; returns what the kernels found."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(edge_block, "use_kernels", lambda _: False)
         patch.setattr(made, "precision", "bf16")
-        expected = everything(made, made, given, torch.float32)
-    found = everything(made, made, given, torch.bfloat16)
+        expected = everything(made, made, given, torch.float32, common)
+    found = everything(made, made, given, torch.bfloat16, common)
     assert_close(found, expected, limit)
     return found
 
@@ -170,6 +170,15 @@ def test_one_result_alone_differentiates(used: int) -> None:
 @pytest.mark.usefixtures("kernels")
 def test_kernels_in_fp8_keep_24_db() -> None:
     compare(block(precision="fp8", settings=settings()), graph(11, 70, in_order=False), 10 ** (-24 / 20))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_gradients_that_all_point_one_way_are_as_good(precision: edge_block.Precision) -> None:
+    """A loss that pulls all features alike has a gradient whose rows are nearly their mean, of which the norm passes nothing on."""
+    made = block(precision=precision, settings=settings())
+    torch.nn.init.ones_(made.norm_weight)  # else the norm's scale alone makes features differ
+    compare(made, graph(11, 70), 0.04 if precision == "bf16" else 0.09, common=4.0)
 
 
 @pytest.mark.usefixtures("kernels")

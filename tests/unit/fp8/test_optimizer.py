@@ -61,6 +61,21 @@ def test_block_states_follow_exact_adam_also_after_gradients_fall(beta2: float, 
     assert error < 0.35
 
 
+@pytest.mark.parametrize("betas", [(0.95, 0.95), (0.9, 0.95), (0.98, 0.999)])
+def test_a_weight_whose_gradient_has_gone_comes_to_rest(betas: tuple[float, float]) -> None:
+    """Rounded to nearest the first moment stays where it is, while the second falls, and the weight runs away."""
+    distances = {}
+    gradients = [g * (1.0 if step < 20 else 0.0) for step, g in enumerate(spread_gradients(200, 1.0))]
+    for name, kind in (("exact", torch.optim.AdamW), ("ours", AdamW)):
+        weight = nn.Parameter(torch.zeros(64, 128))
+        optimizer = kind([weight], lr=1e-3, betas=betas, weight_decay=0.0)
+        updates = drive(optimizer, weight, gradients, [1e-3] * len(gradients))
+        distances[name] = float(weight.detach().abs().mean())
+        if name == "ours":
+            assert max(float(update.abs().max()) for update in updates) < 5e-3
+    assert distances["ours"] == pytest.approx(distances["exact"], rel=0.25)
+
+
 @pytest.mark.parametrize("states", ["fp8lm", "fp32"])
 def test_other_states_follow_exact_adam_on_even_gradients(states: States) -> None:
     gain, error = gain_and_error(states, 0.95, 0.0, 200)
