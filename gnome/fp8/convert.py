@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from gnome.errors import InvalidInput
-from gnome.fp8.formats import E4M3, FP16, GEMM_MULTIPLE, power_of_two_scale, saturating_cast
-from gnome.fp8.linear import Linear, LinearSettings
-from gnome.fp8.optimizer_state import WEIGHT_MARGIN
+from gnome.fp8.formats import E4M3, FP16, GEMM_MULTIPLE
+from gnome.fp8.linear import Linear, LinearSettings, scaled_weight
 
 Filter = Callable[[str, nn.Module], bool]
 Weights = Literal["as they are", "fp16", "e4m3"]
@@ -63,6 +62,8 @@ def convert_to_fp8(
     ]
     for path, parent, name, layer in places:
         if layer is None or not _is_linear(layer):
+            if isinstance(layer, nn.Linear):
+                kept.append((path, f"it is a {type(layer).__name__}, not a plain linear layer"))
             continue
         reason = _reason_to_keep(path, layer, filter, min_features)
         if reason is not None:
@@ -112,19 +113,29 @@ def _reason_to_keep(path: str, layer: Any, wanted: Filter | None, min_features: 
 
 @torch.no_grad()
 def restore_linear(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Put torch.nn.Linear layers with the true weights in `dtype` in the place of all FP8 ones, in place."""
+    """Put torch.nn.Linear layers with the true weights in `dtype` in the place of all FP8 ones, in place; shared weights stay shared."""
+    if isinstance(model, Linear):
+        raise InvalidInput("the model is itself a linear layer; use torch.nn.Linear and its dense_weight()")
     restored: dict[int, nn.Linear] = {}
+    weights: dict[int, nn.Parameter] = {}
     for parent in list(model.modules()):
         for name, layer in list(parent._modules.items()):  # noqa: SLF001
             if isinstance(layer, Linear):
                 if id(layer) not in restored:
-                    restored[id(layer)] = _plain(layer, dtype)
+                    restored[id(layer)] = _plain(layer, dtype, weights)
                 parent._modules[name] = restored[id(layer)]  # noqa: SLF001
+    for module in model.modules():
+        for name, parameter in module._parameters.items():  # noqa: SLF001
+            if parameter is not None and id(parameter) in weights:
+                module._parameters[name] = weights[id(parameter)]  # noqa: SLF001
 
 
-def _plain(layer: Linear, dtype: torch.dtype) -> nn.Linear:
+def _plain(layer: Linear, dtype: torch.dtype, weights: dict[int, nn.Parameter]) -> nn.Linear:
+    """Make a plain layer; `weights` maps the FP8 layers' weights to the new ones."""
     plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta", dtype=dtype)
-    plain.weight = nn.Parameter(layer.dense_weight().to(dtype), requires_grad=layer.weight.requires_grad)
+    if id(layer.weight) not in weights:
+        weights[id(layer.weight)] = nn.Parameter(layer.dense_weight().to(dtype), requires_grad=layer.weight.requires_grad)
+    plain.weight = weights[id(layer.weight)]
     if layer.bias is not None:
         plain.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=layer.bias.requires_grad)
     return plain.train(layer.training)
@@ -133,11 +144,8 @@ def _plain(layer: Linear, dtype: torch.dtype) -> nn.Linear:
 @torch.no_grad()
 def store_weight(layer: Linear, storage: Weights) -> None:
     """Change how a layer's weight is stored, in place: the same parameter, narrower, times `weight_scale`."""
-    fmt, margin = (FP16, WEIGHT_MARGIN) if storage == "fp16" else (E4M3, 0)
-    if layer.weight.dtype == fmt.dtype and layer.weight_scale is not None:
+    dtype = FP16.dtype if storage == "fp16" else E4M3.dtype
+    if layer.weight.dtype == dtype and layer.weight_scale is not None:
         return
-    dense = layer.dense_weight()
-    scale = power_of_two_scale(dense.abs().amax() if dense.numel() else dense.new_zeros(()), fmt, margin=margin)
-    layer.weight.data = saturating_cast(dense * scale, fmt)
-    layer.weight_scale = scale
+    layer.weight.data, layer.weight_scale = scaled_weight(layer.dense_weight(), dtype)
     layer.enroll()

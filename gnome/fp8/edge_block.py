@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gnome.fp8.formats import E4M3
-from gnome.fp8.kernels.availability import has_fp8_gemm, use_kernels
+from gnome.fp8.kernels.availability import use_kernels
+from gnome.fp8.linear import fp8_available
 from gnome.fp8.scaled_tensor import Granularity, ScaledTensor
 
 Precision = Literal["bf16", "fp8"]
@@ -173,7 +174,7 @@ class EdgeBlock(nn.Module):
             order.sender_offsets,
             order.sender_order,
             self.eps,
-            self.precision == "fp8",
+            self.precision == "fp8" and fp8_available(edges.device),
             self.settings.packed(),
         )
         return new_edges.to(edges.dtype), received
@@ -191,9 +192,7 @@ class EdgeBlock(nn.Module):
             )
 
     def _has_kernels(self, device: torch.device) -> bool:
-        if self.width not in KERNEL_WIDTHS or not use_kernels(device):
-            return False
-        return self.precision == "bf16" or device.type != "cuda" or has_fp8_gemm(device.index or 0)
+        return self.width in KERNEL_WIDTHS and use_kernels(device)
 
     def _torch_forward(self, nodes: Tensor, edges: Tensor, senders: Tensor, receivers: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the block by plain torch code."""

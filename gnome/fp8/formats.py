@@ -61,7 +61,7 @@ def power_of_two_scale(amax: Tensor, fmt: Format, *, previous: Tensor | float = 
     amax = amax.float().abs()
     bits = amax.view(torch.int32)
     exponent = (bits >> _FRACTION_BITS) - 127
-    top = int(torch.tensor(fmt.max).view(torch.int32))
+    top = int(torch.tensor(fmt.max, device="cpu").view(torch.int32))
     fits = (bits & _FRACTION_MASK) <= (top & _FRACTION_MASK)
     chosen = (top >> _FRACTION_BITS) - 127 - exponent - (~fits).int() - margin
     chosen = chosen.clamp(-_MAX_EXPONENT, _MAX_EXPONENT)

@@ -13,7 +13,16 @@ from torch.nn import functional
 
 from gnome.errors import InvalidInput
 from gnome.fp8.formats import E5M2, GEMM_MULTIPLE
-from gnome.fp8.linear import Linear, LinearSettings, check_features, fp8_available, gradient_dtype, layer_of
+from gnome.fp8.linear import (
+    Linear,
+    LinearSettings,
+    check_features,
+    fp8_available,
+    gradient_dtype,
+    keep,
+    kept_by,
+    layer_of,
+)
 from gnome.fp8.producers import gated, gated_backward, norm_backward, normalized, normalized_columns
 from gnome.fp8.scaling import quantize_matrix
 
@@ -32,7 +41,8 @@ class NormLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last dimension."""
         check_features(x, self.linear.in_features)
-        if not fp8_available(x.device):
+        x = as_autocast(x)
+        if not (isinstance(self.linear, Linear) and fp8_available(x.device)):
             return self.linear(_normalized_16_bit(x, self.gain, self.eps))
         flat, linear = x.reshape(-1, x.shape[-1]), self.linear
         states = linear.input_scaling.state, linear.gradient_scaling.state
@@ -60,8 +70,9 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last dimension."""
         check_features(x, self.up.in_features)
+        x = as_autocast(x)
         up, down = self.up, self.down
-        if not fp8_available(x.device):
+        if not (isinstance(up, Linear) and isinstance(down, Linear) and fp8_available(x.device)):
             gate, value = up(_normalized_16_bit(x, self.gain, self.eps)).chunk(2, dim=-1)
             return down(functional.silu(gate) * value)
         states = [s.state for layer in (up, down) for s in (layer.input_scaling, layer.gradient_scaling)]
@@ -74,8 +85,14 @@ class GatedMLP(nn.Module):
         return y.view(x.shape)
 
 
+def as_autocast(x: Tensor) -> Tensor:
+    """Cast to autocast's dtype, where it is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 def _normalized_16_bit(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """Normalise where the layer that follows is not FP8."""
+    """Normalise where the layer that follows is not FP8: a GPU without it, or a plain layer put in its place."""
     return (functional.rms_norm(x.float(), (x.shape[-1],), eps=eps) * gain).to(x.dtype)
 
 
@@ -94,16 +111,17 @@ class _NormLinear(torch.autograd.Function):
     ) -> Tensor:
         call = norm_linear_op if torch.compiler.is_compiling() else norm_linear
         y, inverse_rms, inverse_scale = call(x, gain, weight, x_state, handle, eps)
-        ctx.save_for_backward(x, gain, weight, inverse_rms, inverse_scale, g_state, handle)
+        keep(ctx, handle, (x, gain, weight, inverse_rms, inverse_scale), (g_state,))
         ctx.sink = sink
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        call = norm_linear_backward_op if torch.compiler.is_compiling() else norm_linear_backward
-        x, gain, weight, inverse_rms, inverse_scale, g_state, handle = ctx.saved_tensors
-        dx, d_gain, dw = call(gradients[0], x, gain, weight, inverse_rms, inverse_scale, g_state, handle, ctx.sink)
-        return dx, d_gain, None if ctx.sink else dw, *[None] * 5
+        call: Any = norm_linear_backward_op if torch.compiler.is_compiling() else norm_linear_backward
+        handle, tensors, states = kept_by(ctx)
+        needed = ctx.needs_input_grad[2]
+        dx, d_gain, dw = call(gradients[0], *tensors, *states, handle, needed, ctx.sink)
+        return dx, d_gain, dw if needed and not ctx.sink else None, *[None] * 5
 
 
 class _GatedMLP(torch.autograd.Function):
@@ -115,15 +133,18 @@ class _GatedMLP(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         call = gated_mlp_op if torch.compiler.is_compiling() else gated_mlp
         y, u, *rest = call(x, gain, up, down, x_state, h_state, up_handle, down_handle, eps)
-        ctx.save_for_backward(x, gain, up, down, u, *rest, u_state, y_state, up_handle, down_handle)
+        keep(ctx, up_handle, (x, gain, up, down, u, *rest), (u_state, y_state, down_handle))
         ctx.sink = sink
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         call: Any = gated_mlp_backward_op if torch.compiler.is_compiling() else gated_mlp_backward
-        dx, d_gain, d_up, d_down = call(gradients[0], *ctx.saved_tensors, ctx.sink)
-        return dx, d_gain, None if ctx.sink else d_up, None if ctx.sink else d_down, *[None] * 8
+        up_handle, tensors, (*states, down_handle) = kept_by(ctx)
+        needed = ctx.needs_input_grad[2:4]
+        dx, d_gain, *found = call(gradients[0], *tensors, *states, up_handle, down_handle, *needed, ctx.sink)
+        of_weights = [d if wanted and not ctx.sink else None for d, wanted in zip(found, needed, strict=True)]
+        return dx, d_gain, *of_weights, *[None] * 8
 
 
 def norm_linear(
@@ -138,18 +159,21 @@ def norm_linear(
 
 def norm_linear_backward(
     g: Tensor, x: Tensor, gain: Tensor, weight: Tensor, inverse_rms: Tensor, inverse_scale: Tensor,
-    g_state: Tensor, handle: Tensor, sink: bool,
+    g_state: Tensor, handle: Tensor, needed: bool, sink: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x, gain and weight."""
+    """Return the gradients of x, gain and weight, the last empty where it is not needed or goes to a sink."""
     layer = layer_of(handle)
     current = layer.gradient_scaling.starts_current()
     watch = layer.watch("output gradient")
-    grad = quantize_matrix(g, g_state, E5M2, current=current, rows=True, columns=True, watch=watch)
+    grad = quantize_matrix(g, g_state, E5M2, current=current, rows=True, columns=needed, watch=watch)
     dn = layer.input_gradient(grad, weight, x.dtype)
-    x_columns = normalized_columns(x.contiguous(), gain, inverse_rms, inverse_scale)
-    dw = layer.weight_gradient(grad, x_columns, gradient_dtype(weight))
+    dw = g.new_zeros(0, dtype=gradient_dtype(weight))
+    if needed:
+        x_columns = normalized_columns(x.contiguous(), gain, inverse_rms, inverse_scale)
+        dw = layer.weight_gradient(grad, x_columns, dw.dtype)
+        dw = layer.deliver(dw) if sink else dw
     dx, d_gain = norm_backward(dn, x.contiguous(), gain, inverse_rms)
-    return dx, d_gain, layer.deliver(dw) if sink else dw
+    return dx, d_gain, dw
 
 
 def gated_mlp(
@@ -175,9 +199,9 @@ def gated_mlp(
 
 def gated_mlp_backward(
     g: Tensor, x: Tensor, gain: Tensor, up: Tensor, down: Tensor, u: Tensor, inverse_rms: Tensor, x_scale: Tensor, h_scale: Tensor,
-    u_state: Tensor, y_state: Tensor, up_handle: Tensor, down_handle: Tensor, sink: bool,
+    u_state: Tensor, y_state: Tensor, up_handle: Tensor, down_handle: Tensor, needs_up: bool, needs_down: bool, sink: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x, gain, and of both weights."""
+    """Return the gradients of x, gain, and of both weights, these empty where they are not needed or go to a sink."""
     up_layer, down_layer = layer_of(up_handle), layer_of(down_handle)
     current = down_layer.gradient_scaling.starts_current()
     watch = down_layer.watch("output gradient")
@@ -185,13 +209,17 @@ def gated_mlp_backward(
     dh = down_layer.input_gradient(grad, down, x.dtype)
     current = up_layer.gradient_scaling.starts_current()
     h_columns, du = gated_backward(dh, u, h_scale, u_state, current=current, watch=up_layer.watch("output gradient"))
-    d_down = down_layer.weight_gradient(grad, h_columns, gradient_dtype(down))
-    d_down = down_layer.deliver(d_down) if sink else d_down
+    d_up, d_down = (g.new_zeros(0, dtype=gradient_dtype(weight)) for weight in (up, down))
+    if needs_down:
+        d_down = down_layer.weight_gradient(grad, h_columns, d_down.dtype)
+        d_down = down_layer.deliver(d_down) if sink else d_down
     dn = up_layer.input_gradient(du, up, x.dtype)
-    x_columns = normalized_columns(x.contiguous(), gain, inverse_rms, x_scale)
-    d_up = up_layer.weight_gradient(du, x_columns, gradient_dtype(up))
+    if needs_up:
+        x_columns = normalized_columns(x.contiguous(), gain, inverse_rms, x_scale)
+        d_up = up_layer.weight_gradient(du, x_columns, d_up.dtype)
+        d_up = up_layer.deliver(d_up) if sink else d_up
     dx, d_gain = norm_backward(dn, x.contiguous(), gain, inverse_rms)
-    return dx, d_gain, up_layer.deliver(d_up) if sink else d_up, d_down
+    return dx, d_gain, d_up, d_down
 
 
 def _op(name: str, function: Any, mutates: tuple[str, ...]) -> Any:
@@ -215,10 +243,10 @@ def _fake_norm_linear(x: Tensor, gain: Tensor, weight: Tensor, x_state: Tensor, 
 
 def _fake_norm_linear_backward(
     g: Tensor, x: Tensor, gain: Tensor, weight: Tensor, inverse_rms: Tensor, inverse_scale: Tensor,
-    g_state: Tensor, handle: Tensor, sink: bool,
+    g_state: Tensor, handle: Tensor, needed: bool, sink: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     del g, inverse_rms, inverse_scale, g_state, handle
-    return torch.empty_like(x), torch.empty_like(gain), _fake_gradient(weight, sink)
+    return torch.empty_like(x), torch.empty_like(gain), _fake_gradient(weight, sink or not needed)
 
 
 def _fake_gated_mlp(
@@ -245,10 +273,11 @@ def _fake_gated_mlp(
 
 def _fake_gated_mlp_backward(
     g: Tensor, x: Tensor, gain: Tensor, up: Tensor, down: Tensor, u: Tensor, inverse_rms: Tensor, x_scale: Tensor, h_scale: Tensor,
-    u_state: Tensor, y_state: Tensor, up_handle: Tensor, down_handle: Tensor, sink: bool,
+    u_state: Tensor, y_state: Tensor, up_handle: Tensor, down_handle: Tensor, needs_up: bool, needs_down: bool, sink: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     del g, u, inverse_rms, x_scale, h_scale, u_state, y_state, up_handle, down_handle
-    return torch.empty_like(x), torch.empty_like(gain), _fake_gradient(up, sink), _fake_gradient(down, sink)
+    of_weights = _fake_gradient(up, sink or not needs_up), _fake_gradient(down, sink or not needs_down)
+    return torch.empty_like(x), torch.empty_like(gain), *of_weights
 
 
 for _op_, _fake in (

@@ -32,7 +32,8 @@ class GradientStore:
     """The gradients of the tensors of a layout, flat, in E4M3.
 
     `payload` (numbers of the layout,) E4M3; `scale` FP32, (n_blocks,) or (tensors,); `squares` (tensors,) FP32 sums of squares;
-    `filled[i]`: whether tensor i has a gradient since `clear`, with `micro_batches[i]` more added to the first.
+    `filled[i]`: whether tensor i has a gradient since `clear`, with `micro_batches[i]` more added to the first.  `used`: a step has
+    taken them, and the next to be added begins anew.
     """
 
     def __init__(self, layout: Layout, device: torch.device | str, scaling: GradientScaling = "block") -> None:
@@ -41,6 +42,7 @@ class GradientStore:
         self.payload = torch.zeros(layout.numel, dtype=E4M3.dtype, device=device)
         self.scale = torch.ones(layout.n_blocks if scaling == "block" else n_tensors, device=device)
         self.squares = torch.zeros(n_tensors, device=device)
+        self.used = False
         self.filled = [False] * n_tensors
         self.micro_batches = [0] * n_tensors
         self._owners: Tensor | None = None
@@ -57,6 +59,8 @@ class GradientStore:
                 f"gradient {index} has {gradient.numel()} numbers (shape {tuple(gradient.shape)}), the parameter "
                 f"{self.layout.numels[index]}"
             )
+        if self.used:
+            self.clear()
         flat = gradient.detach().reshape(-1)
         there = self.filled[index]
         self.micro_batches[index] = parts = self.micro_batches[index] + 1 if there else 0
@@ -115,6 +119,7 @@ class GradientStore:
     def clear(self) -> None:
         """Forget the gradients; their bytes stay allocated."""
         self.filled = [False] * len(self.filled)
+        self.used = False
 
     def share(self, first_block: int, last_block: int) -> tuple[Tensor, Tensor]:
         """Return payload and block scales of a run of blocks."""

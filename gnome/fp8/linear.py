@@ -16,6 +16,7 @@ import itertools
 import math
 import warnings
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -23,9 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from gnome.errors import InvalidCheckpoint, InvalidInput
-from gnome.fp8.formats import E4M3, E5M2, FP16, saturating_cast
+from gnome.fp8 import registry
+from gnome.fp8.formats import E4M3, E5M2, FP16, power_of_two_scale, saturating_cast
 from gnome.fp8.gradients import GradientStore
 from gnome.fp8.kernels.availability import has_fp8_gemm
+from gnome.fp8.optimizer_state import WEIGHT_MARGIN
 from gnome.fp8.scaled_tensor import check_scale
 from gnome.fp8.scaling import Operand, Scaling, ScalingMode, padded, product, quantize_matrix
 from gnome.fp8.watch import Watch
@@ -101,10 +104,9 @@ class Linear(nn.Module):
         """Take a handle of one's own, forget what was cast, and let optimizers find the layer from its weight."""
         number = next(_handles)
         _layers[number] = self
-        self.handle = torch.tensor(number)
+        self.handle = torch.tensor(number, device="cpu")
         self.working = WorkingWeight()
-        self.weight.fp8_layer = weakref.ref(self)  # type: ignore[attr-defined]
-        self.weight.payload_scale = self.weight_scale  # type: ignore[attr-defined]
+        registry.enroll(self.weight, self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -115,7 +117,14 @@ class Linear(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name not in {"working", "sink", "handle"}}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        if self.weight_scale is not None and fn(self.weight.detach()[:0]).dtype != self.weight.dtype:
+            raise InvalidInput(
+                f"this layer's weight is stored in {self.weight.dtype} times a scale and cannot be cast; put plain layers in its place "
+                "with gnome.fp8.restore_linear first"
+            )
         super()._apply(fn, recurse)
+        if self.weight_scale is not None:
+            self.weight_scale = self.weight_scale.float()
         self.enroll()
         return self
 
@@ -133,13 +142,8 @@ class Linear(nn.Module):
         elif saved is not None and self.weight_scale is not None:
             if saved.dtype in {torch.float16, E4M3.dtype}:
                 raise InvalidCheckpoint(f"{name}.weight: saved as {saved.dtype} without its weight_scale")
-            payload = saved.float() * self.weight_scale.to(saved.device)
-            fmt = E4M3 if self.weight.dtype == E4M3.dtype else FP16
-            state_dict = {
-                **state_dict,
-                prefix + "weight": saturating_cast(payload, fmt),
-                prefix + "weight_scale": self.weight_scale,
-            }
+            payload, scale = scaled_weight(saved.float(), self.weight.dtype)
+            state_dict = {**state_dict, prefix + "weight": payload, prefix + "weight_scale": scale}
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     @torch.no_grad()
@@ -184,7 +188,8 @@ class Linear(nn.Module):
 
     def delivers_to_sink(self) -> bool:
         """Whether the weight's gradient goes to an optimizer's store; raises InvalidInput where it must and cannot."""
-        if self.sink is None and self.weight_scale is not None and self.weight.requires_grad and torch.is_grad_enabled():
+        learns = self.training and self.weight.requires_grad and torch.is_grad_enabled()
+        if self.sink is None and self.weight_scale is not None and learns:
             raise InvalidInput(
                 f"this layer's weight is stored in {self.weight.dtype} times a scale, which only gnome.fp8.AdamW updates: make the "
                 "optimizer before the first training step, or convert with weights='as they are'"
@@ -220,6 +225,14 @@ class Linear(nn.Module):
         return dw.new_zeros(0)
 
 
+def scaled_weight(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return FP32 values as FP16 or E4M3 times a power of two, and that power (); FP16 keeps room for a step's growth."""
+    fmt, margin = (FP16, WEIGHT_MARGIN) if dtype == FP16.dtype else (E4M3, 0)
+    largest = values.abs().amax() if values.numel() else values.new_zeros(())
+    scale = power_of_two_scale(largest, fmt, margin=margin)
+    return saturating_cast(values * scale, fmt), scale
+
+
 class _Products(torch.autograd.Function):
     """The three products; x (M, K), weight (N, K)."""
 
@@ -230,20 +243,46 @@ class _Products(torch.autograd.Function):
         """Return x W^T (M, N)."""
         forward = linear_forward if torch.compiler.is_compiling() else multiply
         y, columns, inverse_scale = forward(x, weight, x_state, handle, dtype, ctx.needs_input_grad[1])
-        ctx.save_for_backward(weight, columns if fp8_available(x.device) else x, inverse_scale, g_state, handle)
+        keep(ctx, handle, (weight, columns if fp8_available(x.device) else x, inverse_scale), (g_state,))
         ctx.input_dtype, ctx.has_sink = x.dtype, has_sink
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x and weight; the weight's goes to the layer's sink where there is one."""
-        weight, kept, inverse_scale, g_state, handle = ctx.saved_tensors
+        handle, (weight, kept, inverse_scale), (g_state,) = kept_by(ctx)
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         backward = linear_backward if torch.compiler.is_compiling() else multiply_backward
         dx, dw = backward(
             gradients[0], weight, kept, inverse_scale, g_state, handle, ctx.input_dtype, needs_x, needs_weight, ctx.has_sink
         )
         return (dx if needs_x else None, dw if needs_weight and not ctx.has_sink else None, *[None] * 5)
+
+
+def keep(ctx: Any, handle: Tensor, tensors: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+    """Keep what backward needs.
+
+    Scaling states change with every call, which torch would take for a fault where a layer is used twice before backward.  Eager
+    code keeps them, and the layer alive, beside the saved tensors.
+    """
+    ctx.n_states, ctx.handle, ctx.states = len(states), None, ()
+    if torch.compiler.is_compiling():
+        ctx.save_for_backward(*tensors, *states, handle)
+    else:
+        ctx.save_for_backward(*tensors)
+        ctx.handle, ctx.states, ctx.layer = handle, states, layer_of(handle)
+
+
+def kept_by(ctx: Any) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """Return handle, tensors and states; raises InvalidInput where the gradient itself is to be differentiated."""
+    if ctx.handle is None:
+        *tensors, handle = ctx.saved_tensors
+        return handle, tensors[: -ctx.n_states], tensors[-ctx.n_states :]
+    if torch.is_grad_enabled():
+        raise InvalidInput(
+            "gradients of FP8 layers cannot be differentiated again (create_graph); leave such layers out by a filter"
+        )
+    return ctx.handle, ctx.saved_tensors, ctx.states
 
 
 def multiply(

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from gnome.fp8.optimizer import AdamW
+from gnome.fp8.registry import layer_of_weight
 
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Bytes of this rank: master weights, gradients, moments with all scales; and, apart, FP8 copies that products use.
+    """Bytes of this rank: master weights, gradients, moments with all scales; and, apart, copies of weights that products use.
 
     `parameters` counts all parameters, sharded or not.
     """
@@ -31,16 +32,18 @@ class StateBytes:
     def __str__(self) -> str:
         return (
             f"{self.per_parameter:.3f} bytes a parameter ({self.parameters:,} parameters; master {self.master:,}, gradients "
-            f"{self.gradients:,}, moments {self.moments:,}); FP8 copies of the weights apart: {self.working_copies:,}"
+            f"{self.gradients:,}, moments {self.moments:,}); copies of the weights apart: {self.working_copies:,}"
         )
 
 
 def state_bytes(optimizer: AdamW) -> StateBytes:
     """Count what the optimizer keeps."""
     exact = optimizer.exact
-    layers = [getattr(p, "fp8_layer", lambda: None)() for p, _ in optimizer.members]
+    layers = [layer_of_weight(p) for p, _ in optimizer.members]
     working = sum(layer.working.nbytes for layer in layers if layer is not None)
-    published = sum(arena.home.nbytes for arena in optimizer.arenas if arena.published_scale is not None)
+    published = sum(  # what this rank holds of weights beside its share's master
+        arena.home.nbytes - (0 if arena.published_scale is not None else arena.weights.nbytes) for arena in optimizer.arenas
+    )
     return StateBytes(
         parameters=sum(p.numel() for p, _ in optimizer.members),
         master=sum(arena.weights.nbytes + arena.weight_scale.nbytes for arena in optimizer.arenas) + exact.nbytes // 4,

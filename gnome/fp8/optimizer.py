@@ -13,11 +13,13 @@ One kernel updates all weights of a dtype; nothing waits for the device.  The st
 """
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.fp8.collectives import reduce_gradients
@@ -27,6 +29,7 @@ from gnome.fp8.kernels.availability import use_kernels
 from gnome.fp8.layout import Sharding, lay_out
 from gnome.fp8.optimizer_state import StateArena, States
 from gnome.fp8.optimizer_step import StepInputs, step_coefficients, take_step
+from gnome.fp8.registry import collect, is_scaled, layer_of_weight
 from gnome.fp8.sharding import gather_share, mean_of_gradients, raise_to_largest, rank_and_size
 
 
@@ -74,7 +77,9 @@ class AdamW(torch.optim.Optimizer):
             raise InvalidInput("AdamW got no parameter that requires a gradient")
         if len({id(p) for p, _ in self.members}) < len(self.members):
             raise InvalidInput("AdamW got a parameter twice; list each once")
-        compact = [(p, g) for p, g in self.members if _is_scaled(p) or (p.ndim > 1 and p.numel() >= max(min_size, 1))]
+        for p, _ in self.members:
+            _check_dtype(p)
+        compact = [(p, g) for p, g in self.members if is_scaled(p) or (p.ndim > 1 and p.numel() >= max(min_size, 1))]
         chosen = {id(p) for p, _ in compact}
         self.exact = ExactParameters([(p, g) for p, g in self.members if id(p) not in chosen])
         device = self.members[0][0].device
@@ -101,10 +106,11 @@ class AdamW(torch.optim.Optimizer):
         arena = StateArena.adopt(parameters, layout, self.kind, shard=self.shard, groups=[g for _, g in members], seed=self.seed)
         store = GradientStore(layout, parameters[0].device, self.gradient_scaling)
         for index, parameter in enumerate(parameters):
-            layer = getattr(parameter, "fp8_layer", lambda: None)()
+            layer = layer_of_weight(parameter)
             if layer is not None:
                 layer.sink = (store, index)
-            parameter.register_post_accumulate_grad_hook(_absorb(store, index))
+            handle = collect(parameter, _absorb(store, index))
+            weakref.finalize(self, _let_go, handle, None if layer is None else weakref.ref(layer), weakref.ref(store))
         self.arenas.append(arena)
         self.stores.append(store)
 
@@ -112,6 +118,8 @@ class AdamW(torch.optim.Optimizer):
     def reduce_gradients(self, **options: Any) -> None:
         """Replace gradients by their mean over the ranks of the group, in FP8; see `collectives.reduce_gradients`."""
         options.setdefault("mode", "fp8lm" if self.gradient_scaling == "tensor" else "all_to_all")
+        for arena, store in zip(self.arenas, self.stores, strict=True):
+            _absorb_leftovers(arena.parameters, store)
         for store in self.stores:
             reduce_gradients(store, self.group, gather=self.shard is None, **options)
         mean_of_gradients([p for p, _ in self.exact.members], self.group)
@@ -139,6 +147,7 @@ class AdamW(torch.optim.Optimizer):
             take_step(arena, StepInputs(gradient, scale, coefficients, control, self.step_count), self._raise_to_largest)
             self._raise_to_largest(arena.weight_amax)
             arena.publish(self._gather)
+            store.used = True
         self.exact.step(self.param_groups, control)
         return loss
 
@@ -211,6 +220,7 @@ class AdamW(torch.optim.Optimizer):
         """
         return {
             "states": self.kind,
+            "seed": self.seed,
             "param_groups": [
                 {k: v.clone() if isinstance(v, Tensor) else v for k, v in own.items() if k != "params"}
                 for own in self.param_groups
@@ -224,7 +234,7 @@ class AdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, after the model's own weights; raises InvalidCheckpoint where it does not fit."""
-        missing = {"states", "param_groups", "step_count", "skipped_steps", "arenas", "exact"} - set(state_dict)
+        missing = {"states", "seed", "param_groups", "step_count", "skipped_steps", "arenas", "exact"} - set(state_dict)
         if missing:
             raise InvalidCheckpoint(f"optimizer state without {', '.join(sorted(missing))}")
         if state_dict["states"] != self.kind:
@@ -235,6 +245,9 @@ class AdamW(torch.optim.Optimizer):
         for number, (arena, states) in enumerate(zip(self.arenas, state_dict["arenas"], strict=True)):
             arena.load(states, f"arena {number}")
         self.exact.load(state_dict["exact"])
+        self.seed = int(state_dict["seed"])
+        for arena in self.arenas:
+            arena.seed = self.seed
         for own, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for key, value in saved.items():
                 if isinstance(own.get(key), Tensor):  # in place: a captured graph reads this very tensor
@@ -245,9 +258,12 @@ class AdamW(torch.optim.Optimizer):
         self.skipped_steps.copy_(state_dict["skipped_steps"])
 
 
-def _is_scaled(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is stored times a scale, which no other optimizer knows."""
-    return getattr(parameter, "payload_scale", None) is not None
+def _let_go(handle: RemovableHandle, layer: Any, store: "weakref.ref[GradientStore]") -> None:
+    """Leave gradients to whoever comes after an optimizer that is gone."""
+    handle.remove()
+    own = None if layer is None else layer()
+    if own is not None and own.sink is not None and own.sink[0] is store():
+        own.sink = None
 
 
 def _absorb(store: GradientStore, index: int) -> Callable[[Tensor], None]:
@@ -276,6 +292,15 @@ def _check_group(group: dict[str, Any]) -> None:
         raise InvalidInput(
             f"lr {lr}, betas {betas}, eps {eps} and weight_decay {decay} must be finite and >= 0, two betas below 1"
         )
+
+
+def _check_dtype(parameter: nn.Parameter) -> None:
+    if parameter.dtype in {torch.float32, torch.bfloat16} or is_scaled(parameter):
+        return
+    raise InvalidInput(
+        f"a parameter of shape {tuple(parameter.shape)} is {parameter.dtype}; AdamW takes FP32 and BF16, and FP16 with the scale that "
+        "convert_to_fp8(weights='fp16') gives it"
+    )
 
 
 def _check(

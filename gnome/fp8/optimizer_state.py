@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.fp8.formats import BLOCK, E4M3, FP16, Format, power_of_two_scale, saturating_cast
 from gnome.fp8.layout import Layout
+from gnome.fp8.registry import is_scaled, layer_of_weight
 from gnome.fp8.scaled_tensor import ScaledTensor, check_scale
 
 States = Literal["block", "fp8lm", "fp32"]
@@ -73,9 +74,9 @@ class StateArena:
         arena = cls(layout, home, states, **settings)
         for index, parameter in enumerate(parameters):
             parameter.data = layout.part(home, index).view(parameter.shape)
-            scale = getattr(parameter, "payload_scale", None)
-            if scale is not None:
-                arena._adopt_scale(index, scale)
+            layer = layer_of_weight(parameter)
+            if layer is not None and layer.weight_scale is not None and is_scaled(parameter):
+                arena._adopt_scale(index, layer.weight_scale)
             amax = layout.part(home, index).float().abs().amax()
             arena.weight_amax[index] = amax / arena.weight_scale[index]
         arena.parameters = list(parameters)
@@ -146,10 +147,24 @@ class StateArena:
                     f"parameter {index} of shape {tuple(parameter.shape)} was moved or replaced after the optimizer was made; "
                     "move the model to its device and dtype first, then make the optimizer"
                 )
+        versions = [p._version for p in self.parameters]  # noqa: SLF001 - torch has no other way to ask
+        if versions != self._versions:
+            for index, (new, old) in enumerate(zip(versions, self._versions, strict=True)):
+                if new != old:
+                    self._take_over(index)
+            self._versions = versions
 
-        if self.published_scale is not None and self._versions != [p._version for p in self.parameters]:  # noqa: SLF001
-            self.weights.copy_(self.home[self.share].to(FP16.dtype))  # new weights were loaded: they are the master now
-            self.weight_scale.copy_(self.published_scale)
+    def _take_over(self, index: int) -> None:
+        """Go on from a weight that was loaded or changed by hand: its magnitude, and, beside E4M3, its master."""
+        values = self.layout.part(self.home, index)
+        if self.published_scale is not None:
+            self.weight_scale[index] = self.published_scale[index]
+            first = max(self.layout.starts[index], self.share.start)
+            last = min(self.layout.starts[index] + self.layout.numels[index], self.share.stop)
+            if first < last:
+                self.weights[first - self.share.start : last - self.share.start] = self.home[first:last].to(FP16.dtype)
+        largest = values.float().abs().amax() if values.numel() else values.new_zeros((), dtype=torch.float32)
+        self.weight_amax[index] = largest / self.weight_scale[index]
 
     def publish(self, gather: Gather) -> None:
         """Bring the parameters up to date with the master copies of all ranks; `gather` joins the ranks' shares, or returns None."""

@@ -6,7 +6,7 @@ The first 16 calls of delayed scaling are current (MS-AMP's warm-up).
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,12 @@ class Scaling(nn.Module):
         state[0] = 1.0
         self.register_buffer("state", state)
         self.register_buffer("calls_seen", torch.zeros((), dtype=torch.int64))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move, but stay FP32 whatever a model is cast to: the kernels take magnitudes as 32 bits."""
+        super()._apply(fn, recurse)
+        self.state = self.state.float()
+        return self
 
     def starts_current(self) -> bool:
         """Count a call, and say whether it must look at its tensor first."""

@@ -119,9 +119,10 @@ def _row(name: str, tensor: str, fmt: str, watch: Watch) -> TensorStatistics:
     if watch.sums is None or watch.scale is None:
         raise ValueError("nothing was recorded")
     real, flushed, saturated, signal, noise = watch.sums.tolist()
-    sqnr = 10 * torch.log10(torch.tensor(signal / noise)) if noise > 0 and signal > 0 else torch.tensor(float("inf"))
+    exact = noise == 0 or signal == 0  # NaN is neither
+    sqnr = math.inf if exact else 10 * math.log10(signal / noise) if signal / noise > 0 else math.nan
     return TensorStatistics(
-        name, tensor, fmt, 100 * flushed / max(real, 1), 100 * saturated / max(real, 1), float(sqnr), float(watch.scale)
+        name, tensor, fmt, 100 * flushed / max(real, 1), 100 * saturated / max(real, 1), sqnr, float(watch.scale)
     )
 
 

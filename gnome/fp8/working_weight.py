@@ -15,8 +15,8 @@ from gnome.fp8.scaling import Operand, padded, quantize_matrix
 class WorkingWeight:
     """Both FP8 layouts of a weight (out, in), kept until the weight changes.
 
-    A change is seen by the tensor's version counter, its address, or its scale's: every in-place operation of torch moves the counter, and
-    `AdamW` of this package moves it by hand.
+    A change is seen by the tensor's version counter, its address, or its scale's: in-place operations of torch move the counter, and
+    `AdamW` of this package moves it by hand.  What is written through `.data` is not seen: call the layer's `enroll` after it.
     """
 
     operand: Operand | None = None

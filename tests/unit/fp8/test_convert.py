@@ -34,12 +34,13 @@ def test_torch_and_graph_layers_are_converted_and_the_rest_is_explained() -> Non
     assert model.graph.weight is weight
     assert model.plain is model.again
     reasons = dict(report.kept)
-    assert set(reasons) == {"lazy", "readout", "double", "hooked"}
+    assert set(reasons) == {"lazy", "readout", "double", "hooked", "attention.out_proj"}
+    assert reasons["attention.out_proj"] == "it is a NonDynamicallyQuantizableLinear, not a plain linear layer"
     assert reasons["readout"] == "48 -> 1 is narrower than 16"
     assert "not known before the first call" in reasons["lazy"]
     assert "float64" in reasons["double"]
     assert "hooks" in reasons["hooked"]
-    assert "4 linear layers in FP8, 4 as they were" in str(report)
+    assert "4 linear layers in FP8, 5 as they were" in str(report)
 
 
 def test_the_filter_and_the_least_width_are_heard() -> None:
