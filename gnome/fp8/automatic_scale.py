@@ -43,7 +43,7 @@ class AutomaticScale:
         """Restore mu; raises InvalidCheckpoint if it is missing, of another shape, or not positive."""
         if "mu" not in state:
             raise InvalidCheckpoint("automatic scale: the state holds no mu")
-        check_scale(state["mu"], self.mu.shape, "automatic scale")
+        check_scale(state["mu"], self.mu.shape, "automatic scale", power_of_two=False)
         self.mu.copy_(state["mu"])
 
 

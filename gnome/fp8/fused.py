@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gnome.errors import InvalidInput
-from gnome.fp8.formats import E5M2, GEMM_MULTIPLE
+from gnome.fp8.formats import GEMM_MULTIPLE
 from gnome.fp8.linear import (
     Linear,
     LinearSettings,
@@ -24,7 +24,6 @@ from gnome.fp8.linear import (
     layer_of,
 )
 from gnome.fp8.producers import gated, gated_backward, norm_backward, normalized, normalized_columns
-from gnome.fp8.scaling import quantize_matrix
 
 
 class NormLinear(nn.Module):
@@ -45,8 +44,8 @@ class NormLinear(nn.Module):
         if not (isinstance(self.linear, Linear) and fp8_available(x.device)):
             return self.linear(_normalized_16_bit(x, self.gain, self.eps))
         flat, linear = x.reshape(-1, x.shape[-1]), self.linear
-        states = linear.input_scaling.state, linear.gradient_scaling.state
-        y = _NormLinear.apply(flat, self.gain, linear.weight, *states, linear.handle, self.eps, linear.delivers_to_sink())
+        state, sink = linear.input_scaling.state, linear.delivers_to_sink()
+        y = _NormLinear.apply(flat, self.gain, linear.weight, state, linear.handle, self.eps, sink)
         return y.view(*x.shape[:-1], linear.out_features)
 
 
@@ -75,7 +74,7 @@ class GatedMLP(nn.Module):
         if not (isinstance(up, Linear) and isinstance(down, Linear) and fp8_available(x.device)):
             gate, value = up(_normalized_16_bit(x, self.gain, self.eps)).chunk(2, dim=-1)
             return down(functional.silu(gate) * value)
-        states = [s.state for layer in (up, down) for s in (layer.input_scaling, layer.gradient_scaling)]
+        states = up.input_scaling.state, down.input_scaling.state
         has_sink = up.delivers_to_sink()
         if has_sink != down.delivers_to_sink():
             raise InvalidInput("both weights of a GatedMLP belong to the same optimizer, or to none")
@@ -104,47 +103,44 @@ class _NormLinear(torch.autograd.Function):
         gain: Tensor,
         weight: Tensor,
         x_state: Tensor,
-        g_state: Tensor,
         handle: Tensor,
         eps: float,
         sink: bool,
     ) -> Tensor:
         call = norm_linear_op if torch.compiler.is_compiling() else norm_linear
         y, inverse_rms, inverse_scale = call(x, gain, weight, x_state, handle, eps)
-        keep(ctx, handle, (x, gain, weight, inverse_rms, inverse_scale), (g_state,))
+        keep(ctx, x, gain, weight, inverse_rms, inverse_scale, handle)
         ctx.sink = sink
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         call: Any = norm_linear_backward_op if torch.compiler.is_compiling() else norm_linear_backward
-        handle, tensors, states = kept_by(ctx)
         needed = ctx.needs_input_grad[2]
-        dx, d_gain, dw = call(gradients[0], *tensors, *states, handle, needed, ctx.sink)
-        return dx, d_gain, dw if needed and not ctx.sink else None, *[None] * 5
+        dx, d_gain, dw = call(gradients[0], *kept_by(ctx), needed, ctx.sink)
+        return dx, d_gain, dw if needed and not ctx.sink else None, *[None] * 4
 
 
 class _GatedMLP(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, gain: Tensor, up: Tensor, down: Tensor,
-        x_state: Tensor, u_state: Tensor, h_state: Tensor, y_state: Tensor,
+        x_state: Tensor, h_state: Tensor,
         up_handle: Tensor, down_handle: Tensor, eps: float, sink: bool,
     ) -> Tensor:  # fmt: skip
         call = gated_mlp_op if torch.compiler.is_compiling() else gated_mlp
         y, u, *rest = call(x, gain, up, down, x_state, h_state, up_handle, down_handle, eps)
-        keep(ctx, up_handle, (x, gain, up, down, u, *rest), (u_state, y_state, down_handle))
+        keep(ctx, x, gain, up, down, u, *rest, down_handle, up_handle)
         ctx.sink = sink
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         call: Any = gated_mlp_backward_op if torch.compiler.is_compiling() else gated_mlp_backward
-        up_handle, tensors, (*states, down_handle) = kept_by(ctx)
         needed = ctx.needs_input_grad[2:4]
-        dx, d_gain, *found = call(gradients[0], *tensors, *states, up_handle, down_handle, *needed, ctx.sink)
+        dx, d_gain, *found = call(gradients[0], *kept_by(ctx), *needed, ctx.sink)
         of_weights = [d if wanted and not ctx.sink else None for d, wanted in zip(found, needed, strict=True)]
-        return dx, d_gain, *of_weights, *[None] * 8
+        return dx, d_gain, *of_weights, *[None] * 6
 
 
 def norm_linear(
@@ -159,13 +155,11 @@ def norm_linear(
 
 def norm_linear_backward(
     g: Tensor, x: Tensor, gain: Tensor, weight: Tensor, inverse_rms: Tensor, inverse_scale: Tensor,
-    g_state: Tensor, handle: Tensor, needed: bool, sink: bool,
+    handle: Tensor, needed: bool, sink: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of x, gain and weight, the last empty where it is not needed or goes to a sink."""
     layer = layer_of(handle)
-    current = layer.gradient_scaling.starts_current()
-    watch = layer.watch("output gradient")
-    grad = quantize_matrix(g, g_state, E5M2, current=current, rows=True, columns=needed, watch=watch)
+    grad = layer.cast_gradient(g, columns=needed)
     dn = layer.input_gradient(grad, weight, x.dtype)
     dw = g.new_zeros(0, dtype=gradient_dtype(weight))
     if needed:
@@ -199,16 +193,15 @@ def gated_mlp(
 
 def gated_mlp_backward(
     g: Tensor, x: Tensor, gain: Tensor, up: Tensor, down: Tensor, u: Tensor, inverse_rms: Tensor, x_scale: Tensor, h_scale: Tensor,
-    u_state: Tensor, y_state: Tensor, up_handle: Tensor, down_handle: Tensor, needs_up: bool, needs_down: bool, sink: bool,
+    down_handle: Tensor, up_handle: Tensor, needs_up: bool, needs_down: bool, sink: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of x, gain, and of both weights, these empty where they are not needed or go to a sink."""
     up_layer, down_layer = layer_of(up_handle), layer_of(down_handle)
-    current = down_layer.gradient_scaling.starts_current()
-    watch = down_layer.watch("output gradient")
-    grad = quantize_matrix(g, y_state, E5M2, current=current, rows=True, columns=True, watch=watch)
+    grad = down_layer.cast_gradient(g)
     dh = down_layer.input_gradient(grad, down, x.dtype)
     current = up_layer.gradient_scaling.starts_current()
-    h_columns, du = gated_backward(dh, u, h_scale, u_state, current=current, watch=up_layer.watch("output gradient"))
+    state, watch = up_layer.gradient_scaling.state, up_layer.watch("output gradient")
+    h_columns, du = gated_backward(dh, u, h_scale, state, current=current, watch=watch)
     d_up, d_down = (g.new_zeros(0, dtype=gradient_dtype(weight)) for weight in (up, down))
     if needs_down:
         d_down = down_layer.weight_gradient(grad, h_columns, d_down.dtype)
@@ -227,9 +220,9 @@ def _op(name: str, function: Any, mutates: tuple[str, ...]) -> Any:
 
 
 norm_linear_op = _op("norm_linear", norm_linear, ("x_state",))
-norm_linear_backward_op = _op("norm_linear_backward", norm_linear_backward, ("g_state",))
+norm_linear_backward_op = _op("norm_linear_backward", norm_linear_backward, ())
 gated_mlp_op = _op("gated_mlp", gated_mlp, ("x_state", "h_state"))
-gated_mlp_backward_op = _op("gated_mlp_backward", gated_mlp_backward, ("u_state", "y_state"))
+gated_mlp_backward_op = _op("gated_mlp_backward", gated_mlp_backward, ())
 
 
 def _scalar(x: Tensor) -> Tensor:
@@ -243,9 +236,9 @@ def _fake_norm_linear(x: Tensor, gain: Tensor, weight: Tensor, x_state: Tensor, 
 
 def _fake_norm_linear_backward(
     g: Tensor, x: Tensor, gain: Tensor, weight: Tensor, inverse_rms: Tensor, inverse_scale: Tensor,
-    g_state: Tensor, handle: Tensor, needed: bool, sink: bool,
+    handle: Tensor, needed: bool, sink: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    del g, inverse_rms, inverse_scale, g_state, handle
+    del g, inverse_rms, inverse_scale, handle
     return torch.empty_like(x), torch.empty_like(gain), _fake_gradient(weight, sink or not needed)
 
 
@@ -273,9 +266,9 @@ def _fake_gated_mlp(
 
 def _fake_gated_mlp_backward(
     g: Tensor, x: Tensor, gain: Tensor, up: Tensor, down: Tensor, u: Tensor, inverse_rms: Tensor, x_scale: Tensor, h_scale: Tensor,
-    u_state: Tensor, y_state: Tensor, up_handle: Tensor, down_handle: Tensor, needs_up: bool, needs_down: bool, sink: bool,
+    down_handle: Tensor, up_handle: Tensor, needs_up: bool, needs_down: bool, sink: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    del g, u, inverse_rms, x_scale, h_scale, u_state, y_state, up_handle, down_handle
+    del g, u, inverse_rms, x_scale, h_scale, up_handle, down_handle
     of_weights = _fake_gradient(up, sink or not needs_up), _fake_gradient(down, sink or not needs_down)
     return torch.empty_like(x), torch.empty_like(gain), *of_weights
 

@@ -16,7 +16,6 @@ import itertools
 import math
 import warnings
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -177,8 +176,8 @@ class Linear(nn.Module):
         check_features(x, self.in_features)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        states = self.input_scaling.state, self.gradient_scaling.state
-        y = _Products.apply(x.reshape(-1, self.in_features), self.weight, *states, self.handle, dtype, self.delivers_to_sink())
+        flat, state = x.reshape(-1, self.in_features), self.input_scaling.state
+        y = _Products.apply(flat, self.weight, state, self.handle, dtype, self.delivers_to_sink())
         y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias.to(dtype)
 
@@ -199,6 +198,12 @@ class Linear(nn.Module):
     def state_for_input(self, state: Tensor) -> tuple[Tensor, bool]:
         """Return the scaling state of this call's input and whether it must be looked at first; evaluation leaves no trace."""
         return (state, self.input_scaling.starts_current()) if self.training else (state.clone(), True)
+
+    def cast_gradient(self, g: Tensor, *, rows: bool = True, columns: bool = True) -> Operand:
+        """Cast an output gradient (M, out) to E5M2."""
+        scaling = self.gradient_scaling
+        current, watch = scaling.starts_current(), self.watch("output gradient")
+        return quantize_matrix(g, scaling.state, E5M2, current=current, rows=rows, columns=columns, watch=watch)
 
     def product(self, x: Operand, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Return x W^T (M, out) of an input cast by rows."""
@@ -238,51 +243,40 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, x_state: Tensor, g_state: Tensor, handle: Tensor, dtype: torch.dtype, has_sink: bool
+        ctx: Any, x: Tensor, weight: Tensor, x_state: Tensor, handle: Tensor, dtype: torch.dtype, has_sink: bool
     ) -> Tensor:
         """Return x W^T (M, N)."""
         forward = linear_forward if torch.compiler.is_compiling() else multiply
         y, columns, inverse_scale = forward(x, weight, x_state, handle, dtype, ctx.needs_input_grad[1])
-        keep(ctx, handle, (weight, columns if fp8_available(x.device) else x, inverse_scale), (g_state,))
+        keep(ctx, weight, columns if fp8_available(x.device) else x, inverse_scale, handle)
         ctx.input_dtype, ctx.has_sink = x.dtype, has_sink
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x and weight; the weight's goes to the layer's sink where there is one."""
-        handle, (weight, kept, inverse_scale), (g_state,) = kept_by(ctx)
+        weight, kept, inverse_scale, handle = kept_by(ctx)
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         backward = linear_backward if torch.compiler.is_compiling() else multiply_backward
-        dx, dw = backward(
-            gradients[0], weight, kept, inverse_scale, g_state, handle, ctx.input_dtype, needs_x, needs_weight, ctx.has_sink
-        )
-        return (dx if needs_x else None, dw if needs_weight and not ctx.has_sink else None, *[None] * 5)
+        dx, dw = backward(gradients[0], weight, kept, inverse_scale, handle, ctx.input_dtype, needs_x, needs_weight, ctx.has_sink)
+        return (dx if needs_x else None, dw if needs_weight and not ctx.has_sink else None, *[None] * 4)
 
 
-def keep(ctx: Any, handle: Tensor, tensors: Sequence[Tensor], states: Sequence[Tensor]) -> None:
-    """Keep what backward needs.
-
-    Scaling states change with every call, which torch would take for a fault where a layer is used twice before backward.  Eager
-    code keeps them, and the layer alive, beside the saved tensors.
-    """
-    ctx.n_states, ctx.handle, ctx.states = len(states), None, ()
-    if torch.compiler.is_compiling():
-        ctx.save_for_backward(*tensors, *states, handle)
-    else:
-        ctx.save_for_backward(*tensors)
-        ctx.handle, ctx.states, ctx.layer = handle, states, layer_of(handle)
+def keep(ctx: Any, *tensors: Tensor) -> None:
+    """Keep what backward needs, the last a layer's handle; in eager code that layer lives until then."""
+    ctx.save_for_backward(*tensors)
+    ctx.compiled = torch.compiler.is_compiling()
+    if not ctx.compiled:
+        ctx.layer = layer_of(tensors[-1])
 
 
-def kept_by(ctx: Any) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
-    """Return handle, tensors and states; raises InvalidInput where the gradient itself is to be differentiated."""
-    if ctx.handle is None:
-        *tensors, handle = ctx.saved_tensors
-        return handle, tensors[: -ctx.n_states], tensors[-ctx.n_states :]
-    if torch.is_grad_enabled():
+def kept_by(ctx: Any) -> tuple[Tensor, ...]:
+    """Return what was kept; raises InvalidInput where the gradient itself is to be differentiated."""
+    if not ctx.compiled and torch.is_grad_enabled():
         raise InvalidInput(
             "gradients of FP8 layers cannot be differentiated again (create_graph); leave such layers out by a filter"
         )
-    return ctx.handle, ctx.saved_tensors, ctx.states
+    return tuple(ctx.saved_tensors)
 
 
 def multiply(
@@ -307,14 +301,17 @@ def multiply_backward(
     weight: Tensor,
     kept: Tensor,
     inverse_scale: Tensor,
-    state: Tensor,
     handle: Tensor,
     dtype: torch.dtype,
     needs_x: bool,
     needs_weight: bool,
     has_sink: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return dx (M, K) and dW (N, K), empty where not needed; with a sink dW goes there."""
+    """Return dx (M, K) and dW (N, K), empty where not needed; with a sink dW goes there.
+
+    The scaling of the output's gradient is the layer's own, and no argument: torch would take its change for a fault where a layer is
+    used twice before backward.
+    """
     layer = layer_of(handle)
     m, (n, k) = g.shape[0], weight.shape
     weight_dtype = gradient_dtype(weight)
@@ -327,9 +324,7 @@ def multiply_backward(
         dx = (g.to(torch.bfloat16) @ _dense(layer, weight).to(torch.bfloat16)).to(dtype) if needs_x else dx
         dw = (g.to(torch.bfloat16).t() @ kept.to(torch.bfloat16)).to(weight_dtype) if needs_weight else dw
     else:
-        current = layer.gradient_scaling.starts_current()
-        watch = layer.watch("output gradient")
-        grad = quantize_matrix(g, state, E5M2, current=current, rows=needs_x, columns=needs_weight, watch=watch)
+        grad = layer.cast_gradient(g, rows=needs_x, columns=needs_weight)
         if needs_x:
             dx = layer.input_gradient(grad, weight, dtype)
         if needs_weight:
@@ -362,7 +357,7 @@ def _dense(layer: Linear, weight: Tensor) -> Tensor:
 
 
 linear_forward = torch.library.custom_op("gnome_fp8::linear_forward", multiply, mutates_args=("state",))
-linear_backward = torch.library.custom_op("gnome_fp8::linear_backward", multiply_backward, mutates_args=("state",))
+linear_backward = torch.library.custom_op("gnome_fp8::linear_backward", multiply_backward, mutates_args=())
 
 
 @linear_forward.register_fake
@@ -383,14 +378,13 @@ def _(
     weight: Tensor,
     kept: Tensor,
     inverse_scale: Tensor,
-    state: Tensor,
     handle: Tensor,
     dtype: torch.dtype,
     needs_x: bool,
     needs_weight: bool,
     has_sink: bool,
 ) -> tuple[Tensor, Tensor]:
-    del kept, inverse_scale, state, handle
+    del kept, inverse_scale, handle
     dx = g.new_empty((g.shape[0], weight.shape[1]) if needs_x else (0,), dtype=dtype)
     dw = g.new_empty(weight.shape if needs_weight and not has_sink else (0,), dtype=gradient_dtype(weight))
     return dx, dw

@@ -30,7 +30,7 @@ from gnome.fp8.layout import Sharding, lay_out
 from gnome.fp8.optimizer_state import StateArena, States
 from gnome.fp8.optimizer_step import StepInputs, step_coefficients, take_step
 from gnome.fp8.registry import collect, is_scaled, layer_of_weight
-from gnome.fp8.sharding import gather_share, mean_of_gradients, raise_to_largest, rank_and_size
+from gnome.fp8.sharding import check_agreement, gather_share, mean_of_gradients, raise_to_largest, rank_and_size
 
 
 class AdamW(torch.optim.Optimizer):
@@ -80,7 +80,8 @@ class AdamW(torch.optim.Optimizer):
         for p, _ in self.members:
             _check_dtype(p)
         compact = [(p, g) for p, g in self.members if is_scaled(p) or (p.ndim > 1 and p.numel() >= max(min_size, 1))]
-        chosen = {id(p) for p, _ in compact}
+        self._compact = chosen = {id(p) for p, _ in compact}
+        self._ranks_agree = False
         self.exact = ExactParameters([(p, g) for p, g in self.members if id(p) not in chosen])
         device = self.members[0][0].device
         self.step_count = torch.zeros((), dtype=torch.int64, device=device)
@@ -120,9 +121,17 @@ class AdamW(torch.optim.Optimizer):
         options.setdefault("mode", "fp8lm" if self.gradient_scaling == "tensor" else "all_to_all")
         for arena, store in zip(self.arenas, self.stores, strict=True):
             _absorb_leftovers(arena.parameters, store)
+        if not self._ranks_agree:
+            check_agreement([(tuple(p.shape), str(p.dtype), id(p) in self._compact) for p, _ in self.members], self.group)
+            self._ranks_agree = True
         for store in self.stores:
             reduce_gradients(store, self.group, gather=self.shard is None, **options)
         mean_of_gradients([p for p, _ in self.exact.members], self.group)
+
+    def refresh(self) -> None:
+        """Let layers cast their weights again: after a replayed CUDA graph, before the model is used outside of it."""
+        for arena in self.arenas:
+            arena.mark_changed()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

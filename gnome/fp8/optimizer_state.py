@@ -181,6 +181,10 @@ class StateArena:
         everything = gather(share)
         if everything is not None:
             self.home.copy_(everything)
+        self.mark_changed()
+
+    def mark_changed(self) -> None:
+        """Move the parameters' version counters, which kernels do not, and take the change for our own."""
         torch.autograd.graph.increment_version(self.parameters)
         self._versions = [p._version for p in self.parameters]  # noqa: SLF001 - torch has no other way to ask
 

@@ -82,12 +82,12 @@ class ScaledTensor:
         payload, scale = state["payload"], state["scale"]
         if payload.dtype != fmt.dtype:
             raise InvalidCheckpoint(f"{name}: the payload is {payload.dtype}, expected {fmt.dtype} ({fmt.name})")
-        check_scale(scale, scale_shape(payload.shape, granularity), name)
+        check_scale(scale, scale_shape(payload.shape, granularity), name, power_of_two=False)  # `times` leaves others
         return cls(payload, scale, fmt, granularity)
 
 
-def check_scale(scale: Tensor, shape: torch.Size, name: str) -> None:
-    """Raise InvalidCheckpoint unless the scale is FP32, of that shape, finite and positive."""
+def check_scale(scale: Tensor, shape: torch.Size, name: str, *, power_of_two: bool = True) -> None:
+    """Raise InvalidCheckpoint unless the scale is FP32, of that shape, finite and positive, and a power of two."""
     if scale.dtype != torch.float32 or scale.shape != shape:
         raise InvalidCheckpoint(
             f"{name}: its scale is {scale.dtype} of shape {tuple(scale.shape)}, expected torch.float32 of shape {tuple(shape)}"
@@ -95,6 +95,9 @@ def check_scale(scale: Tensor, shape: torch.Size, name: str) -> None:
     wrong = ~(torch.isfinite(scale) & (scale > 0))
     if bool(wrong.any()):
         raise InvalidCheckpoint(f"{name}: its scale is {float(scale[wrong].flatten()[0])}, expected a positive number")
+    between = torch.frexp(scale).mantissa != 0.5
+    if power_of_two and bool(between.any()):
+        raise InvalidCheckpoint(f"{name}: its scale is {float(scale[between].flatten()[0])}, expected a power of two")
 
 
 def scale_shape(shape: torch.Size, granularity: Granularity) -> torch.Size:

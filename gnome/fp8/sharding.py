@@ -1,11 +1,14 @@
 """What ranks exchange besides gradients: shares of flat tensors, and small exact reductions."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from gnome.errors import InvalidInput
 
 
 def rank_and_size(group: Any = None) -> tuple[int, int]:
@@ -28,6 +31,23 @@ def raise_to_largest(x: Tensor, group: Any = None) -> None:
     """Replace x in place by the elementwise largest over ranks; not finite anywhere is infinite everywhere (NCCL's MAX drops NaN)."""
     x.nan_to_num_(nan=float("inf"))
     dist.all_reduce(x, dist.ReduceOp.MAX, group=group)
+
+
+def check_agreement(described: Sequence[object], group: Any = None) -> None:
+    """Raise InvalidInput on all ranks unless they describe their parameters alike."""
+    rank, size = rank_and_size(group)
+    if size == 1:
+        return
+    everyone: list[Any] = [None] * size
+    dist.all_gather_object(everyone, list(described), group=group)
+    for other, theirs in enumerate(everyone):
+        if theirs != everyone[0]:
+            pairs = zip_longest(everyone[0], theirs, fillvalue="nothing")
+            number, (first, own) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise InvalidInput(
+                f"ranks train different models: parameter {number} is {first} on rank 0 and {own} on rank {other} "
+                f"(shape, dtype, whether in few bits); this is rank {rank}"
+            )
 
 
 def mean_of_gradients(parameters: Sequence[nn.Parameter], group: Any = None) -> None:

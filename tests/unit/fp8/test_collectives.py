@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gnome.errors import InvalidInput
-from gnome.fp8 import collectives
+from gnome.fp8 import AdamW, collectives
 from gnome.fp8.automatic_scale import GROWTH, AutomaticScale
 from gnome.fp8.collectives import bytes_sent, reduce_gradients, ring_sum
 from gnome.fp8.formats import BLOCK, E4M3, saturating_cast
@@ -241,6 +241,16 @@ def check_disagreement_is_told_to_all(rank: int, size: int) -> None:
     assert "mode fp8lm" in message_of(lambda: reduce_gradients(by_block, automatic_scale=mu), size)
     short = AutomaticScale(1, size, "cpu")
     assert "for 1 tensors" in message_of(lambda: reduce_gradients(by_tensor, mode="fp8lm", automatic_scale=short), size)
+
+
+def check_other_vectors_are_told_too(rank: int, size: int) -> None:
+    """Vectors are reduced as they are, and gloo aborts the process where their sizes differ."""
+    parameters = [torch.nn.Parameter(torch.zeros(64, 64)), torch.nn.Parameter(torch.zeros(6 if rank == 1 else 5))]
+    optimizer = AdamW(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(InvalidInput, match=r"ranks train different models: parameter 1 is .*5,.* on rank 0 and .*6,.* on rank 1"):
+        optimizer.reduce_gradients()
 
 
 def check_nothing_to_reduce(rank: int, size: int) -> None:

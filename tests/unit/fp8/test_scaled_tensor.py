@@ -5,7 +5,7 @@ import torch
 
 from gnome.errors import InvalidCheckpoint
 from gnome.fp8 import E4M3, E5M2, FP16, Format, ScaledTensor
-from gnome.fp8.scaled_tensor import Granularity
+from gnome.fp8.scaled_tensor import Granularity, check_scale
 
 
 def sqnr(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -56,6 +56,13 @@ def test_saving_and_loading_keeps_every_bit(granularity: Granularity, tmp_path_f
     assert torch.equal(again.payload.view(torch.uint8), stored.payload.view(torch.uint8))
     assert torch.equal(again.scale, stored.scale)
     assert again.nbytes == stored.nbytes
+
+
+def test_scales_of_weights_and_moments_are_powers_of_two() -> None:
+    """The kernels invert them by their bits."""
+    check_scale(torch.tensor([2.0, 0.25]), torch.Size((2,)), "moment")
+    with pytest.raises(InvalidCheckpoint, match="moment: its scale is 3.0, expected a power of two"):
+        check_scale(torch.tensor([2.0, 3.0]), torch.Size((2,)), "moment")
 
 
 def test_a_damaged_state_says_what_is_wrong() -> None:
