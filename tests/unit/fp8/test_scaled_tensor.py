@@ -61,7 +61,7 @@ def test_saving_and_loading_keeps_every_bit(granularity: Granularity, tmp_path_f
 def test_scales_of_weights_and_moments_are_powers_of_two() -> None:
     """The kernels invert them by their bits."""
     check_scale(torch.tensor([2.0, 0.25]), torch.Size((2,)), "moment")
-    with pytest.raises(InvalidCheckpoint, match="moment: its scale is 3.0, expected a power of two"):
+    with pytest.raises(InvalidCheckpoint, match=r"moment: its scale is 3\.0, expected a power of two"):
         check_scale(torch.tensor([2.0, 3.0]), torch.Size((2,)), "moment")
 
 
