@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.fp8 import AdamW, GatedMLP, Linear, LinearSettings, NormLinear, convert_to_fp8, fused, linear
 from gnome.fp8.convert import store_weight
+from gnome.fp8.formats import E4M3
 from gnome.fp8.gradients import GradientStore
 from gnome.fp8.layout import lay_out
+from gnome.fp8.scaling import Scaling, quantize_matrix
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -118,6 +120,29 @@ def test_a_tensor_that_outgrows_its_history_saturates_once_and_recovers() -> Non
     large = 100 * torch.randn(32, 64)
     assert relative(layer(large), twin(large.double())) > 0.3
     assert relative(layer(large), twin(large.double())) < 0.05
+
+
+def test_window_and_warm_up_are_sixteen_calls() -> None:
+    scaling = Scaling(E4M3)
+
+    def scale_of(largest: float) -> float:
+        x, current = torch.full((16, 16), largest), scaling.starts_current()
+        quantize_matrix(x, scaling.state, E4M3, current=current, rows=True, columns=False)
+        return float(scaling.state[0])
+
+    assert [scale_of(1.0) for _ in range(15)] == [256.0] * 15
+    assert scale_of(100.0) == 4.0  # the sixteenth call still looks at its tensor
+    assert [scale_of(1.0) for _ in range(17)] == [4.0] * 16 + [256.0]  # and is remembered for sixteen more
+
+
+def test_the_weight_is_cast_again_after_its_scale_changed() -> None:
+    layer = Linear(64, 64, bias=False)
+    store_weight(layer, "fp16")
+    x = torch.randn(4, 64)
+    with torch.no_grad():
+        before = layer.eval()(x)
+        layer.weight_scale *= 2
+        assert torch.equal(layer(x), before / 2)
 
 
 def test_evaluation_leaves_no_trace_and_needs_no_history() -> None:

@@ -203,9 +203,7 @@ def check_memory(case: Case, rank: int, size: int, folder: Path) -> None:
     # Five tensors of 48, 48, 48, 48 and 40 blocks cannot be spread whole better than 136 and 96, or 88 and three times 48.
     share = 1 / size if case.sharding == "even" else {2: 136, 4: 88}[size] / 232
     assert bytes_of[0] / bytes_of[1] == pytest.approx(share, rel=0.02)
-    assert masters[0] / masters[1] == pytest.approx(
-        share if case.weights == "e4m3" else 0.5 if masters[0] < masters[1] else 1, rel=1.0
-    )
+    assert masters[0] / masters[1] == pytest.approx(share, rel=0.02)
 
 
 def file_of(case: Case, folder: Path, rank: int = 0) -> Path:
