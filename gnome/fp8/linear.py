@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from gnome.errors import InvalidCheckpoint, InvalidInput
-from gnome.fp8 import registry
 from gnome.fp8.formats import E4M3, E5M2, FP16, power_of_two_scale, saturating_cast
 from gnome.fp8.gradients import GradientStore
 from gnome.fp8.kernels.availability import has_fp8_gemm
 from gnome.fp8.optimizer_state import WEIGHT_MARGIN
+from gnome.fp8.registry import enroll as enroll_weight
 from gnome.fp8.scaled_tensor import check_scale
 from gnome.fp8.scaling import Operand, Scaling, ScalingMode, padded, product, quantize_matrix
 from gnome.fp8.watch import Watch
@@ -105,7 +105,7 @@ class Linear(nn.Module):
         _layers[number] = self
         self.handle = torch.tensor(number, device="cpu")
         self.working = WorkingWeight()
-        registry.enroll(self.weight, self)
+        enroll_weight(self.weight, self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
