@@ -79,15 +79,14 @@ def make_block(width: int, precision: Precision, settings: EdgeSettings | None, 
     return EdgeBlock(width, precision, settings=settings).to(device)
 
 
-def captured(run: Callable[[], Any]) -> Callable[[], None]:
-    """Return a replay of a CUDA graph of `run`, for which the host does nothing."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
+def captured(run: Callable[[], Any], pool: Any = None) -> Callable[[], None]:
+    """Return a replay of a CUDA graph of `run`, for which the host does nothing; graphs of one pool share their memory.
+
+    The current stream must not be the default one: autograd's nodes of leaves stay on the stream that made them.
+    """
+    for _ in range(3):
+        run()
     recorded = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(recorded):
+    with torch.cuda.graph(recorded, pool=pool, stream=torch.cuda.current_stream()):
         run()
     return recorded.replay

@@ -108,8 +108,10 @@ def compare(n_edges: int, width: int, settings: Settings, *, compiled: bool) -> 
         calls["unfused, compiled"] = (unfused, torch.compile(unfused, dynamic=False))
     calls |= {f"fused {name}": (block, with_order(block, graph)) for name, block in blocks.items()}
     arms = {name: lambda block=block, call=call: step(graph, block, call) for name, (block, call) in calls.items()}
+    pool = torch.cuda.graph_pool_handle()
     for how, inner in (("as called", 1), ("CUDA graph", 3)):
-        timed = arms if inner == 1 else {name: captured(run) for name, run in arms.items()}
+        torch.cuda.empty_cache()
+        timed = arms if inner == 1 else {name: captured(run, pool) for name, run in arms.items()}
         timings = time_in_turns(timed, warm_up=4, samples=12, inner=inner)
         for name, timing in timings.items():
             kept = saved_bytes(graph, calls[name][1]) / n_edges
@@ -160,7 +162,8 @@ def main() -> None:
         return
     torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
     print(conditions())
-    settings: dict[int, Settings] = {width: {p: EdgeSettings.of(width, p) for p in PRECISIONS} for width in WIDTHS}
+    torch.cuda.set_stream(torch.cuda.Stream())
+    settings: dict[int, Settings] = {width: {p: EdgeSettings.of(width) for p in PRECISIONS} for width in WIDTHS}
     for width in WIDTHS:
         check(width, 20_003, settings[width])
     if given.sweep:

@@ -126,9 +126,9 @@ class Arm:
 
     def step(self, x: Tensor, target: Tensor) -> None:
         """Take a whole training step."""
-        self.optimizer.zero_grad(set_to_none=True)
         self.passes(x, target)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 def make_arm(kind: str, shape: Shape, device: str) -> Arm:
@@ -174,59 +174,73 @@ KINDS = (
 )
 
 
-def measure(name: str, shape: Shape, options: argparse.Namespace) -> None:
-    device = "cuda"
-    n = (shape.batch, shape.tokens)
-    if shape.vocabulary:
-        x, target = (torch.randint(shape.vocabulary, n, device=device) for _ in range(2))
-    else:
-        x = torch.randn(*n, shape.width, device=device, dtype=torch.bfloat16, requires_grad=True)
-        target = torch.randn(*n, shape.width, device=device, dtype=torch.bfloat16) * 1e-4
+def times_of(
+    kinds: tuple[str, ...], shape: Shape, inputs: tuple[Tensor, Tensor], name: str, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Time forward + backward and the whole step of some arms in turns; for both, and as "note", what is found by arm."""
     arms: dict[str, Arm] = {}
-    for kind in KINDS:
+    for kind in kinds:
         try:
-            arms[kind] = make_arm(kind, shape, device)
+            arms[kind] = make_arm(kind, shape, "cuda")
         except ImportError as error:
             print(f"{kind} is left out: {error}")
 
     def passes_of(arm: Arm) -> Callable[[], None]:
         def run() -> None:
-            arm.optimizer.zero_grad(set_to_none=True)
             torch.autograd.graph.increment_version([p for p in arm.model.parameters() if p.ndim > 1])
-            arm.passes(x, target)
+            arm.passes(*inputs)
+            arm.optimizer.zero_grad(set_to_none=True)
 
         return run
 
-    n_blocks = sum(p.numel() for p in next(iter(arms.values())).model.parameters())
-    print(f"\n{name}: {n_blocks / 1e9:.2f}e9 parameters, {shape.batch} x {shape.tokens} tokens")
-    base = KINDS[0]
-    for what, runs, reference in (
-        ("forward + backward", {k: passes_of(a) for k, a in arms.items()}, base),
-        ("whole step", {k: (lambda a=a: a.step(x, target)) for k, a in arms.items()}, KINDS[1]),
+    found: dict[str, dict[str, Any]] = {"note": {kind: arm.note for kind, arm in arms.items()}}
+    for what, runs in (
+        ("forward + backward", {k: passes_of(a) for k, a in arms.items()}),
+        ("whole step", {k: (lambda a=a: a.step(*inputs)) for k, a in arms.items()}),
     ):
-        timings = time_in_turns(runs, warm_up=20, samples=options.samples, inner=2)
+        found[what] = time_in_turns(runs, warm_up=20, samples=options.samples, inner=2)
+        if options.profile:
+            for kind, run in runs.items():
+                profile(run, f"{name}, {what}, {kind}")
+    return found
+
+
+def measure(name: str, shape: Shape, options: argparse.Namespace) -> None:
+    n = (shape.batch, shape.tokens)
+    if shape.vocabulary:
+        x, target = (torch.randint(shape.vocabulary, n, device="cuda") for _ in range(2))
+    else:
+        x = torch.randn(*n, shape.width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        target = torch.randn(*n, shape.width, device="cuda", dtype=torch.bfloat16) * 1e-4
+    found: dict[str, dict[str, Any]] = {}
+    for kinds in [(kind,) for kind in KINDS] if options.one_by_one else [KINDS]:
+        for what, own in times_of(kinds, shape, (x, target), name, options).items():
+            found.setdefault(what, {}).update(own)
+        gc.collect()
+        torch.cuda.empty_cache()
+    with torch.device("meta"):
+        n_parameters = sum(p.numel() for p in Model(shape, fp8=False).parameters())
+    print(f"\n{name}: {n_parameters / 1e9:.2f}e9 parameters, {shape.batch} x {shape.tokens} tokens")
+    for what, reference in (("forward + backward", KINDS[0]), ("whole step", KINDS[1])):
         rows = []
-        for kind, t in timings.items():
-            ratio = timings[reference].median / t.median
+        for kind, t in found[what].items():
+            ratio = found[what][reference].median / t.median
             speed = shape.batch * shape.tokens / t.median * 1e3
             rows.append(
-                (kind, t.median, f"{t.low:.1f}-{t.high:.1f}", f"{ratio:.2f}x", round(speed), t.peak / 1e9, arms[kind].note)
+                (kind, t.median, f"{t.low:.1f}-{t.high:.1f}", f"{ratio:.2f}x", round(speed), t.peak / 1e9, found["note"][kind])
             )
             write_row(
                 "fp8_training_step", model=name, what=what, arm=kind, ms=t.median, ratio=ratio, reference=reference, peak=t.peak
             )
         print(f"\n{name}, {what}; ratios beside {reference}")
-        print_table(("arm", "ms", "quartiles", "ratio", "tokens/s", "all arms' peak GB", ""), rows)
-        if options.profile:
-            for kind in (base, "torchao tensorwise, AdamWFp8", "ours, default"):
-                if kind in runs:
-                    profile(runs[kind], f"{name}, {what}, {kind}")
+        print_table(("arm", "ms", "quartiles", "ratio", "tokens/s", "peak GB", ""), rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["8B-layers", "1.3B"], choices=list(SHAPES))
     parser.add_argument("--samples", type=int, default=30)
+    parser.add_argument("--one-by-one", action="store_true", help="not in turns: for GPUs that do not hold all arms at once")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     print(conditions())

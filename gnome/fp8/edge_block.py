@@ -15,7 +15,7 @@ Without a GPU, and for other widths, torch code computes the same: exactly in FP
 rounded as the kernels round them and gradients passed through.
 """
 
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -57,16 +57,18 @@ class EdgeSettings:
     edge_gradient: TileSettings = field(default_factory=TileSettings)
 
     @classmethod
-    def of(cls, width: int, precision: Precision) -> Self:
-        """Return the default: two programs on a multiprocessor where their weights and tiles fit.
+    def of(cls, width: int) -> Self:
+        """Return the fastest that were measured on an H100, of either precision (`benchmarks/fp8_edge_block.py --sweep`).
 
-        At width 256 that is in FP8 alone, and but for the norm's gradient, whose sums take the registers of both.
+        Below width 256 two programs fit a multiprocessor.  There one program has it all, and asks ahead where registers last.
         """
-        if width >= max(KERNEL_WIDTHS) and precision == "bf16":
-            return cls()
-        pair = TileSettings(warps=8, programs=2, ahead=False)
-        norm = TileSettings() if width >= max(KERNEL_WIDTHS) else pair
-        return cls(hidden=pair, output=pair, norm_gradient=norm, hidden_gradient=pair, edge_gradient=pair)
+        if width < max(KERNEL_WIDTHS):
+            pair = TileSettings(warps=8, programs=2, ahead=False)
+            return cls(
+                hidden=replace(pair, ahead=True), output=pair, norm_gradient=pair, hidden_gradient=pair, edge_gradient=pair
+            )
+        at_once, few = TileSettings(ahead=False), TileSettings(warps=8)
+        return cls(output=at_once, norm_gradient=at_once, hidden_gradient=few, edge_gradient=few)
 
     def packed(self) -> list[int]:
         """Return the settings as the numbers that a torch operator can take."""
@@ -136,7 +138,7 @@ class EdgeBlock(nn.Module):
             raise ValueError(f"precision is {precision!r}, expected 'bf16' or 'fp8'")
         self.width = width
         self.precision = precision
-        self.settings = EdgeSettings.of(width, precision) if settings is None else settings
+        self.settings = EdgeSettings.of(width) if settings is None else settings
         self.eps = eps
         first = (3 * width) ** -0.5  # torch's range for a linear layer, of the concatenation
         self.weight_sender = _uniform(first, width, width)

@@ -41,7 +41,7 @@ class ExactParameters:
                     continue
                 steps = [self.steps[i] for i in own]
                 gradients = [g for i in own if (g := self.members[i][0].grad) is not None]
-                torch._foreach_add_(steps, 1 - control[0])
+                torch._foreach_add_(steps, [1 - control[0]] * len(steps))  # a single tensor would be read by the host
                 torch._fused_adamw_(
                     [self.members[i][0] for i in own],
                     gradients,

@@ -7,17 +7,11 @@ from torch import Tensor
 
 from gnome.fp8.formats import Format
 from gnome.fp8.kernels.numerics import inverse, without_infinities
-from gnome.fp8.kernels.quantize import TILE, fp8_of, magnitude_bits
+from gnome.fp8.kernels.quantize import TILE, fp8_of, magnitude_bits, packed_byte, record, store_packed
 
 BACKWARD_TILE = (64, 64, 8)
 NORM_PROGRAMS = 528
 """Programs of the norm's backward pass, each with a partial sum for the norm's weight."""
-
-
-@triton.jit
-def _record(state, values):
-    bits = magnitude_bits(values)
-    tl.atomic_max((state + 1).to(tl.pointer_type(tl.int32)), tl.max(tl.max(bits, axis=1), axis=0))
 
 
 @triton.jit
@@ -38,16 +32,19 @@ def _norm_columns_kernel(
     x, gain, inverse_rms, inverse_scale, columns, n_row, width, n_row_padded, FP8: tl.constexpr, M: tl.constexpr, N: tl.constexpr
 ) -> None:  # fmt: skip
     first_row, first_column = tl.program_id(1) * M, tl.program_id(0) * N
-    row, column = first_row + tl.arange(0, M), first_column + tl.arange(0, N)
-    inside = (row[:, None] < n_row) & (column[None, :] < width)
-    corner = x + first_row.to(tl.int64) * width + first_column
-    values = tl.load(corner + tl.arange(0, M)[:, None] * width + tl.arange(0, N)[None, :], mask=inside, other=0.0).to(tl.float32)
-    values *= tl.load(inverse_rms + row, mask=row < n_row, other=0.0)[:, None]
-    values *= tl.load(gain + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
-    q = (values * inverse(tl.load(inverse_scale))).to(FP8)
-    target = columns + first_column.to(tl.int64) * n_row_padded + first_row
-    offset = tl.arange(0, N)[:, None] * n_row_padded + tl.arange(0, M)[None, :]
-    tl.store(target + offset, tl.trans(q), mask=(column[:, None] < width) & (row[None, :] < n_row_padded))
+    column = first_column + tl.arange(0, N)
+    x += first_row.to(tl.int64) * width + first_column
+    factor = tl.load(gain + column, mask=column < width, other=0.0).to(tl.float32)
+    scale = inverse(tl.load(inverse_scale))
+    packed = tl.zeros((M // 4, N), tl.int32)
+    for part in tl.static_range(4):
+        local = tl.arange(0, M // 4) * 4 + part
+        valid = first_row + local < n_row
+        place = local[:, None] * width + tl.arange(0, N)[None, :]
+        values = tl.load(x + place, mask=valid[:, None] & (column < width)[None, :], other=0.0).to(tl.float32)
+        values *= tl.load(inverse_rms + first_row + local, mask=valid, other=0.0)[:, None]
+        packed |= packed_byte((values * factor[None, :] * scale).to(FP8), part)
+    store_packed(columns, packed, first_row, first_column, width, n_row_padded, M, N)
 
 
 @triton.jit
@@ -69,23 +66,23 @@ def _norm_backward_kernel(g, x, gain, inverse_rms, dx, partial, n_row, width, WI
 
 
 @triton.jit
-def _gates(u, first_row, first_column, n_row, hidden, M: tl.constexpr, N: tl.constexpr):
-    """Load a tile of gate and up (FP32), and return the sigmoid of the gate with them."""
-    row, column = first_row + tl.arange(0, M), first_column + tl.arange(0, N)
-    inside = (row[:, None] < n_row) & (column[None, :] < hidden)
+def _gates(u, local, first_row, first_column, n_row, hidden, N: tl.constexpr):
+    """Load gate and up (FP32) of rows first_row + local and N columns, and return the gate's sigmoid and what is inside with them."""
+    column = tl.arange(0, N)[None, :]
+    inside = (first_row + local[:, None] < n_row) & (first_column + column < hidden)
     corner = u + first_row.to(tl.int64) * (2 * hidden) + first_column
-    offset = tl.arange(0, M)[:, None] * (2 * hidden) + tl.arange(0, N)[None, :]
-    gate = tl.load(corner + offset, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(corner + hidden + offset, mask=inside, other=0.0).to(tl.float32)
+    place = local[:, None] * (2 * hidden) + column
+    gate = tl.load(corner + place, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(corner + hidden + place, mask=inside, other=0.0).to(tl.float32)
     return gate, up, 1.0 / (1.0 + tl.exp(-gate)), inside
 
 
 @triton.jit
 def _swiglu_rows_kernel(u, rows, state, n_row, hidden, FP8: tl.constexpr, M: tl.constexpr, N: tl.constexpr) -> None:
     first_row, first_column = tl.program_id(1) * M, tl.program_id(0) * N
-    gate, up, sigmoid, inside = _gates(u, first_row, first_column, n_row, hidden, M, N)
+    gate, up, sigmoid, inside = _gates(u, tl.arange(0, M), first_row, first_column, n_row, hidden, N)
     values = gate * sigmoid * up
-    _record(state, values)
+    record(state, magnitude_bits(values))
     target = rows + first_row.to(tl.int64) * hidden + first_column
     offset = tl.arange(0, M)[:, None] * hidden + tl.arange(0, N)[None, :]
     tl.store(target + offset, (without_infinities(values) * tl.load(state)).to(FP8), mask=inside)
@@ -97,29 +94,34 @@ def _swiglu_backward_kernel(
     FP8_H: tl.constexpr, FP8_G: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ) -> None:  # fmt: skip
     first_row, first_column = tl.program_id(1) * M, tl.program_id(0) * N
-    row, column = first_row + tl.arange(0, M), first_column + tl.arange(0, N)
-    gate, up, sigmoid, inside = _gates(u, first_row, first_column, n_row, hidden, M, N)
-    tile = tl.arange(0, M)[:, None] * hidden + tl.arange(0, N)[None, :]
-    d = tl.load(g + first_row.to(tl.int64) * hidden + first_column + tile, mask=inside, other=0.0).to(tl.float32)
-    silu = gate * sigmoid
-    by_column = tl.arange(0, N)[:, None] * n_row_padded + tl.arange(0, M)[None, :]
-    column_mask = (column[:, None] < hidden) & (row[None, :] < n_row_padded)
-    h = (silu * up * inverse(tl.load(h_inverse_scale))).to(FP8_H)
-    tl.store(h_columns + first_column.to(tl.int64) * n_row_padded + first_row + by_column, tl.trans(h), mask=column_mask)
-
-    scale = tl.load(state)
-    by_row = tl.arange(0, M)[:, None] * (2 * hidden) + tl.arange(0, N)[None, :]
+    g += first_row.to(tl.int64) * hidden + first_column
     corner = du_rows + first_row.to(tl.int64) * (2 * hidden) + first_column
-    d_up = d * silu
-    d_gate = d * up * (sigmoid + silu * (1.0 - sigmoid))
-    _record(state, tl.where(tl.abs(d_up) > tl.abs(d_gate), d_up, d_gate))
-    q = (without_infinities(d_gate) * scale).to(FP8_G)
-    tl.store(corner + by_row, q, mask=inside)
-    tl.store(du_columns + first_column.to(tl.int64) * n_row_padded + first_row + by_column, tl.trans(q), mask=column_mask)
-    q = (without_infinities(d_up) * scale).to(FP8_G)
-    tl.store(corner + hidden + by_row, q, mask=inside)
-    below = du_columns + (hidden + first_column).to(tl.int64) * n_row_padded + first_row
-    tl.store(below + by_column, tl.trans(q), mask=column_mask)
+    h_scale, scale = inverse(tl.load(h_inverse_scale)), tl.load(state)
+    packed_h = tl.zeros((M // 4, N), tl.int32)
+    packed_gate = tl.zeros((M // 4, N), tl.int32)
+    packed_up = tl.zeros((M // 4, N), tl.int32)
+    top = tl.zeros((M // 4, N), tl.int32)
+    for part in tl.static_range(4):
+        local = tl.arange(0, M // 4) * 4 + part
+        gate, up, sigmoid, inside = _gates(u, local, first_row, first_column, n_row, hidden, N)
+        d = tl.load(g + local[:, None] * hidden + tl.arange(0, N)[None, :], mask=inside, other=0.0).to(tl.float32)
+        silu = gate * sigmoid
+        packed_h |= packed_byte((silu * up * h_scale).to(FP8_H), part)
+        d_up = d * silu
+        d_gate = d * up * (sigmoid + silu * (1.0 - sigmoid))
+        top = tl.maximum(top, tl.maximum(magnitude_bits(d_gate), magnitude_bits(d_up)))
+        place = local[:, None] * (2 * hidden) + tl.arange(0, N)[None, :]
+        narrow = (without_infinities(d_gate) * scale).to(FP8_G)
+        tl.store(corner + place, narrow, mask=inside)
+        packed_gate |= packed_byte(narrow, part)
+        narrow = (without_infinities(d_up) * scale).to(FP8_G)
+        tl.store(corner + hidden + place, narrow, mask=inside)
+        packed_up |= packed_byte(narrow, part)
+    record(state, top)
+    store_packed(h_columns, packed_h, first_row, first_column, hidden, n_row_padded, M, N)
+    store_packed(du_columns, packed_gate, first_row, first_column, hidden, n_row_padded, M, N)
+    of_up = du_columns + tl.cast(hidden, tl.int64) * n_row_padded
+    store_packed(of_up, packed_up, first_row, first_column, hidden, n_row_padded, M, N)
 
 
 def norm_rows(x: Tensor, gain: Tensor, eps: float, state: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,32 @@ def magnitude_bits(x):
 
 
 @triton.jit
+def record(state, bits):
+    """Raise the latest largest magnitude of `state` to that of a tile of `magnitude_bits`."""
+    tl.atomic_max((state + 1).to(tl.pointer_type(tl.int32)), tl.max(tl.max(bits, axis=1), axis=0))
+
+
+@triton.jit
+def packed_byte(narrow, part: tl.constexpr):
+    """Return a tile of FP8 as byte `part` of int32.
+
+    Transposes are of four rows packed so: ptxas 12.9 miscompiles kernels that store a tile of FP8 both as it is and transposed
+    (https://github.com/triton-lang/triton/issues/11111), and Triton moves casts to before a transpose.
+    """
+    return narrow.to(tl.uint8, bitcast=True).to(tl.int32) << (8 * part)
+
+
+@triton.jit
+def store_packed(columns, packed, first_row, first_column, width, n_row_padded, M: tl.constexpr, N: tl.constexpr):
+    """Store packed rows (M / 4, N) as a tile of FP8 `columns` (width, n_row_padded), whose rows are multiples of 4 bytes."""
+    length = n_row_padded // 4
+    corner = columns.to(tl.pointer_type(tl.int32)) + first_column.to(tl.int64) * length + first_row // 4
+    column, row = tl.arange(0, N)[:, None], tl.arange(0, M // 4)[None, :]
+    mask = (first_column + column < width) & (first_row // 4 + row < length)
+    tl.store(corner + column * length + row, tl.trans(packed), mask=mask)
+
+
+@triton.jit
 def _amax_kernel(x, amax_bits, numel, SIZE: tl.constexpr) -> None:
     index = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     values = tl.load(x + index, mask=index < numel, other=0.0).to(tl.float32)
@@ -55,25 +81,27 @@ def _quantize_kernel(
     M: tl.constexpr, N: tl.constexpr,
 ) -> None:  # fmt: skip
     first_row, first_column = tl.program_id(1) * M, tl.program_id(0) * N
-    row, column = first_row + tl.arange(0, M), first_column + tl.arange(0, N)
-    inside = (row[:, None] < n_row) & (column[None, :] < n_column)
-    corner = x + first_row.to(tl.int64) * n_column + first_column
-    offset = tl.arange(0, M)[:, None] * n_column + tl.arange(0, N)[None, :]
-    values = tl.load(corner + offset, mask=inside, other=0.0).to(tl.float32)
+    column = first_column + tl.arange(0, N)[None, :]
+    x += first_row.to(tl.int64) * n_column + first_column
+    scale = tl.load(state)
+    packed = tl.zeros((M // 4, N), tl.int32)
+    top = tl.zeros((M // 4, N), tl.int32)
+    for part in tl.static_range(4):
+        local = tl.arange(0, M // 4)[:, None] * 4 + part
+        valid = first_row + local < n_row
+        place = local * n_column + tl.arange(0, N)[None, :]
+        values = tl.load(x + place, mask=valid & (column < n_column), other=0.0).to(tl.float32)
+        top = tl.maximum(top, magnitude_bits(values))
+        narrow = (without_infinities(values) * scale).to(FP8)
+        if ROWS:
+            target = rows + first_row.to(tl.int64) * n_column_padded + first_column
+            place = local * n_column_padded + tl.arange(0, N)[None, :]
+            tl.store(target + place, narrow, mask=valid & (column < n_column_padded))
+        packed |= packed_byte(narrow, part)
     if RECORD:
-        tl.atomic_max((state + 1).to(tl.pointer_type(tl.int32)), tl.max(tl.max(magnitude_bits(values), axis=1), axis=0))
-    values = without_infinities(values)
-    q = (values * tl.load(state)).to(FP8)
-    if ROWS:
-        target = rows + first_row.to(tl.int64) * n_column_padded + first_column
-        offset = tl.arange(0, M)[:, None] * n_column_padded + tl.arange(0, N)[None, :]
-        tl.store(target + offset, q, mask=(row[:, None] < n_row) & (column[None, :] < n_column_padded))
+        record(state, top)
     if COLUMNS:
-        target = columns + first_column.to(tl.int64) * n_row_padded + first_row
-        offset = tl.arange(0, N)[:, None] * n_row_padded + tl.arange(0, M)[None, :]
-        # Triton 3.6 transposes FP8 tiles that were loaded as FP32 wrongly; those are transposed before the cast.
-        turned = (tl.trans(values) * tl.load(state)).to(FP8) if x.dtype.element_ty == tl.float32 else tl.trans(q)
-        tl.store(target + offset, turned, mask=(column[:, None] < n_column_padded) & (row[None, :] < n_row_padded))
+        store_packed(columns, packed, first_row, first_column, n_column_padded, n_row_padded, M, N)
 
 
 def fp8_of(fmt: Format) -> tl.dtype:
