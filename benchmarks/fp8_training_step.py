@@ -199,6 +199,7 @@ def times_of(
         ("whole step", {k: (lambda a=a: a.step(*inputs)) for k, a in arms.items()}),
     ):
         found[what] = time_in_turns(runs, warm_up=20, samples=options.samples, inner=2)
+        print(f"{what}: " + ", ".join(f"{kind} {t.median:.1f} ms" for kind, t in found[what].items()), flush=True)
         if options.profile:
             for kind, run in runs.items():
                 profile(run, f"{name}, {what}, {kind}")

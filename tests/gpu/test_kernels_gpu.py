@@ -1,5 +1,10 @@
 """On a GPU the kernels write the bits that torch code writes on the CPU."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -152,3 +157,36 @@ def test_a_captured_step_trains_like_one_that_is_called() -> None:
         trained.append((layer.weight.detach().clone(), layer(x).detach()))
     for called, replayed in zip(*trained, strict=True):
         assert (called - replayed).norm() < 1e-3 * called.norm()
+
+
+ALONE = """
+import torch
+from gnome.fp8.formats import E4M3, E5M2
+from gnome.fp8.kernels.producers import swiglu_backward
+from gnome.fp8.scaling import quantize_matrix
+
+def agree(rows, columns):
+    turned = columns.view(torch.uint8)[: rows.shape[1], : rows.shape[0]].t()
+    return bool((rows.view(torch.uint8)[:, : turned.shape[1]] == turned).all())
+
+torch.manual_seed(0)
+for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    for fmt in (E4M3, E5M2):
+        for shape in ((64, 128), (1000, 256), (4096, 1024), (17, 130)):
+            state = torch.zeros(18, device="cuda")
+            x = torch.randn(shape, device="cuda", dtype=dtype)
+            for current in (True, False):
+                cast = quantize_matrix(x, state, fmt, current=current, rows=True, columns=True)
+                assert agree(cast.rows, cast.columns), (dtype, fmt, shape, current)
+for n_row, hidden in ((64, 128), (1000, 512), (1008, 256)):
+    u, g = (torch.randn(n_row, n, device="cuda", dtype=torch.bfloat16) for n in (2 * hidden, hidden))
+    state = torch.ones(18, device="cuda")
+    _, rows, columns = swiglu_backward(g, u, state[0], state, 1008, E4M3, E5M2)
+    assert agree(rows, columns), (n_row, hidden)
+"""
+
+
+def test_transposes_by_tritons_own_assembler(tmp_path: Path) -> None:
+    """In a process of its own, where torch's compiler has not put a newer assembler in place of Triton's, which has a bug."""
+    own = {name: value for name, value in os.environ.items() if name != "TRITON_PTXAS_PATH"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", ALONE], check=True, env=own)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gnome.fp8.formats import Format
 from gnome.fp8.kernels.numerics import inverse, without_infinities
-from gnome.fp8.kernels.quantize import TILE, fp8_of, magnitude_bits, packed_byte, record, store_packed
+from gnome.fp8.kernels.quantize import TILE, four_rows, fp8_of, magnitude_bits, record, store_packed
 
 BACKWARD_TILE = (64, 64, 8)
 NORM_PROGRAMS = 528
@@ -28,22 +28,33 @@ def _norm_rows_kernel(x, gain, rows, inverse_rms, state, eps, width, FP8: tl.con
 
 
 @triton.jit
+def _normed(
+    x, gain, inverse_rms, scale, first_row, first_column, n_row, width, M: tl.constexpr, N: tl.constexpr, PART: tl.constexpr
+):
+    """Return every fourth row of a tile, normalised and scaled, FP32."""
+    local = tl.arange(0, M // 4) * 4 + PART
+    column = first_column + tl.arange(0, N)
+    valid = first_row + local < n_row
+    place = x + first_row.to(tl.int64) * width + local[:, None] * width + column[None, :]
+    values = tl.load(place, mask=valid[:, None] & (column < width)[None, :], other=0.0).to(tl.float32)
+    values *= tl.load(inverse_rms + first_row + local, mask=valid, other=0.0)[:, None]
+    return values * tl.load(gain + column, mask=column < width, other=0.0).to(tl.float32)[None, :] * scale
+
+
+@triton.jit
 def _norm_columns_kernel(
-    x, gain, inverse_rms, inverse_scale, columns, n_row, width, n_row_padded, FP8: tl.constexpr, M: tl.constexpr, N: tl.constexpr
+    x, gain, inverse_rms, inverse_scale, columns, n_row, width, n_row_padded,
+    FP8: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ASSEMBLY: tl.constexpr,
 ) -> None:  # fmt: skip
     first_row, first_column = tl.program_id(1) * M, tl.program_id(0) * N
-    column = first_column + tl.arange(0, N)
-    x += first_row.to(tl.int64) * width + first_column
-    factor = tl.load(gain + column, mask=column < width, other=0.0).to(tl.float32)
     scale = inverse(tl.load(inverse_scale))
-    packed = tl.zeros((M // 4, N), tl.int32)
-    for part in tl.static_range(4):
-        local = tl.arange(0, M // 4) * 4 + part
-        valid = first_row + local < n_row
-        place = local[:, None] * width + tl.arange(0, N)[None, :]
-        values = tl.load(x + place, mask=valid[:, None] & (column < width)[None, :], other=0.0).to(tl.float32)
-        values *= tl.load(inverse_rms + first_row + local, mask=valid, other=0.0)[:, None]
-        packed |= packed_byte((values * factor[None, :] * scale).to(FP8), part)
+    packed = four_rows(
+        _normed(x, gain, inverse_rms, scale, first_row, first_column, n_row, width, M, N, 0),
+        _normed(x, gain, inverse_rms, scale, first_row, first_column, n_row, width, M, N, 1),
+        _normed(x, gain, inverse_rms, scale, first_row, first_column, n_row, width, M, N, 2),
+        _normed(x, gain, inverse_rms, scale, first_row, first_column, n_row, width, M, N, 3),
+        FP8, ASSEMBLY,
+    )  # fmt: skip
     store_packed(columns, packed, first_row, first_column, width, n_row_padded, M, N)
 
 
@@ -89,39 +100,55 @@ def _swiglu_rows_kernel(u, rows, state, n_row, hidden, FP8: tl.constexpr, M: tl.
 
 
 @triton.jit
+def _swiglu_gradient(
+    g, u, du_rows, h_scale, scale, top, first_row, first_column, n_row, hidden,
+    FP8_G: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """Store both gradients of every fourth row of a tile in FP8; returns h and them scaled, and `top` raised to their magnitudes."""
+    local = tl.arange(0, M // 4) * 4 + PART
+    gate, up, sigmoid, inside = _gates(u, local, first_row, first_column, n_row, hidden, N)
+    corner = g + first_row.to(tl.int64) * hidden + first_column
+    d = tl.load(corner + local[:, None] * hidden + tl.arange(0, N)[None, :], mask=inside, other=0.0).to(tl.float32)
+    silu = gate * sigmoid
+    d_up = d * silu
+    d_gate = d * up * (sigmoid + silu * (1.0 - sigmoid))
+    top = tl.maximum(top, tl.maximum(magnitude_bits(d_gate), magnitude_bits(d_up)))
+    d_gate, d_up = without_infinities(d_gate) * scale, without_infinities(d_up) * scale
+    corner = du_rows + first_row.to(tl.int64) * (2 * hidden) + first_column
+    place = local[:, None] * (2 * hidden) + tl.arange(0, N)[None, :]
+    tl.store(corner + place, d_gate.to(FP8_G), mask=inside)
+    tl.store(corner + hidden + place, d_up.to(FP8_G), mask=inside)
+    return silu * up * h_scale, d_gate, d_up, top
+
+
+@triton.jit
 def _swiglu_backward_kernel(
     g, u, h_columns, h_inverse_scale, du_rows, du_columns, state, n_row, hidden, n_row_padded,
-    FP8_H: tl.constexpr, FP8_G: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    FP8_H: tl.constexpr, FP8_G: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ASSEMBLY: tl.constexpr,
 ) -> None:  # fmt: skip
     first_row, first_column = tl.program_id(1) * M, tl.program_id(0) * N
-    g += first_row.to(tl.int64) * hidden + first_column
-    corner = du_rows + first_row.to(tl.int64) * (2 * hidden) + first_column
     h_scale, scale = inverse(tl.load(h_inverse_scale)), tl.load(state)
-    packed_h = tl.zeros((M // 4, N), tl.int32)
-    packed_gate = tl.zeros((M // 4, N), tl.int32)
-    packed_up = tl.zeros((M // 4, N), tl.int32)
     top = tl.zeros((M // 4, N), tl.int32)
-    for part in tl.static_range(4):
-        local = tl.arange(0, M // 4) * 4 + part
-        gate, up, sigmoid, inside = _gates(u, local, first_row, first_column, n_row, hidden, N)
-        d = tl.load(g + local[:, None] * hidden + tl.arange(0, N)[None, :], mask=inside, other=0.0).to(tl.float32)
-        silu = gate * sigmoid
-        packed_h |= packed_byte((silu * up * h_scale).to(FP8_H), part)
-        d_up = d * silu
-        d_gate = d * up * (sigmoid + silu * (1.0 - sigmoid))
-        top = tl.maximum(top, tl.maximum(magnitude_bits(d_gate), magnitude_bits(d_up)))
-        place = local[:, None] * (2 * hidden) + tl.arange(0, N)[None, :]
-        narrow = (without_infinities(d_gate) * scale).to(FP8_G)
-        tl.store(corner + place, narrow, mask=inside)
-        packed_gate |= packed_byte(narrow, part)
-        narrow = (without_infinities(d_up) * scale).to(FP8_G)
-        tl.store(corner + hidden + place, narrow, mask=inside)
-        packed_up |= packed_byte(narrow, part)
+    h0, gate0, up0, top = _swiglu_gradient(
+        g, u, du_rows, h_scale, scale, top, first_row, first_column, n_row, hidden, FP8_G, M, N, 0
+    )
+    h1, gate1, up1, top = _swiglu_gradient(
+        g, u, du_rows, h_scale, scale, top, first_row, first_column, n_row, hidden, FP8_G, M, N, 1
+    )
+    h2, gate2, up2, top = _swiglu_gradient(
+        g, u, du_rows, h_scale, scale, top, first_row, first_column, n_row, hidden, FP8_G, M, N, 2
+    )
+    h3, gate3, up3, top = _swiglu_gradient(
+        g, u, du_rows, h_scale, scale, top, first_row, first_column, n_row, hidden, FP8_G, M, N, 3
+    )
     record(state, top)
-    store_packed(h_columns, packed_h, first_row, first_column, hidden, n_row_padded, M, N)
-    store_packed(du_columns, packed_gate, first_row, first_column, hidden, n_row_padded, M, N)
+    packed = four_rows(h0, h1, h2, h3, FP8_H, ASSEMBLY)
+    store_packed(h_columns, packed, first_row, first_column, hidden, n_row_padded, M, N)
+    packed = four_rows(gate0, gate1, gate2, gate3, FP8_G, ASSEMBLY)
+    store_packed(du_columns, packed, first_row, first_column, hidden, n_row_padded, M, N)
+    packed = four_rows(up0, up1, up2, up3, FP8_G, ASSEMBLY)
     of_up = du_columns + tl.cast(hidden, tl.int64) * n_row_padded
-    store_packed(of_up, packed_up, first_row, first_column, hidden, n_row_padded, M, N)
+    store_packed(of_up, packed, first_row, first_column, hidden, n_row_padded, M, N)
 
 
 def norm_rows(x: Tensor, gain: Tensor, eps: float, state: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
@@ -142,8 +169,9 @@ def norm_columns(x: Tensor, gain: Tensor, inverse_rms: Tensor, inverse_scale: Te
     columns = torch.empty(width, n_row_padded, dtype=fmt.dtype, device=x.device)
     m, n, num_warps = TILE
     _norm_columns_kernel[(triton.cdiv(width, n), triton.cdiv(n_row_padded, m))](
-        x, gain, inverse_rms, inverse_scale, columns, n_row, width, n_row_padded, FP8=fp8_of(fmt), M=m, N=n, num_warps=num_warps
-    )
+        x, gain, inverse_rms, inverse_scale, columns, n_row, width, n_row_padded, FP8=fp8_of(fmt), M=m, N=n, ASSEMBLY=x.is_cuda,
+        num_warps=num_warps,
+    )  # fmt: skip
     return columns
 
 
@@ -181,6 +209,6 @@ def swiglu_backward(
     m, n, num_warps = BACKWARD_TILE
     _swiglu_backward_kernel[(triton.cdiv(hidden, n), triton.cdiv(n_row_padded, m))](
         g, u, h_columns, h_inverse_scale, du_rows, du_columns, state, n_row, hidden, n_row_padded,
-        FP8_H=fp8_of(h_format), FP8_G=fp8_of(g_format), M=m, N=n, num_warps=num_warps,
+        FP8_H=fp8_of(h_format), FP8_G=fp8_of(g_format), M=m, N=n, ASSEMBLY=u.is_cuda, num_warps=num_warps,
     )  # fmt: skip
     return h_columns, du_rows, du_columns

@@ -13,6 +13,15 @@ TILE = (64, 128, 4)
 """Rows, columns and warps of a program that casts."""
 
 
+_PACK = """{{
+    .reg .b16 low, high;
+    cvt.rn.satfinite.{0}x2.f32 low, $2, $1;
+    cvt.rn.satfinite.{0}x2.f32 high, $4, $3;
+    mov.b32 $0, {{low, high}};
+}}"""
+PACK_E4M3, PACK_E5M2 = tl.constexpr(_PACK.format("e4m3")), tl.constexpr(_PACK.format("e5m2"))
+
+
 @triton.jit
 def magnitude_bits(x):
     """Return |x| as int32, whose order is that of the numbers, with infinity and NaN on top."""
@@ -26,13 +35,24 @@ def record(state, bits):
 
 
 @triton.jit
-def packed_byte(narrow, part: tl.constexpr):
-    """Return a tile of FP8 as byte `part` of int32.
+def four_rows(first, second, third, fourth, FP8: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Cast four tiles of FP32 to FP8, and return them as the bytes of one tile of int32, `first` lowest.
 
-    Transposes are of four rows packed so: ptxas 12.9 miscompiles kernels that store a tile of FP8 both as it is and transposed
-    (https://github.com/triton-lang/triton/issues/11111), and Triton moves casts to before a transpose.
+    Transposes are of rows packed so, in assembly of their own: ptxas 12.9 miscompiles kernels that use a tile that Triton cast to FP8 both
+    as it is and transposed (https://github.com/triton-lang/triton/issues/11111).  The interpreter knows no ASSEMBLY.
     """
-    return narrow.to(tl.uint8, bitcast=True).to(tl.int32) << (8 * part)
+    if ASSEMBLY:
+        assembly: tl.constexpr = PACK_E4M3 if FP8 is tl.float8e4nv else PACK_E5M2
+        return tl.inline_asm_elementwise(
+            assembly, "=r,f,f,f,f", [first, second, third, fourth], dtype=tl.int32, is_pure=True, pack=1
+        )
+    low = _byte(first, FP8) | (_byte(second, FP8) << 8)
+    return low | (_byte(third, FP8) << 16) | (_byte(fourth, FP8) << 24)
+
+
+@triton.jit
+def _byte(x, FP8: tl.constexpr):
+    return x.to(FP8).to(tl.uint8, bitcast=True).to(tl.int32)
 
 
 @triton.jit
@@ -75,32 +95,42 @@ def _current_scale_kernel(state, inverse_scale, TOP: tl.constexpr) -> None:
 
 
 @triton.jit
+def _cast_rows(
+    x, rows, scale, top, first_row, first_column, n_row, n_column, n_column_padded,
+    FP8: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """Store every fourth row of a tile in FP8; returns them scaled, and `top` raised to their magnitudes."""
+    local = tl.arange(0, M // 4)[:, None] * 4 + PART
+    column = tl.arange(0, N)[None, :]
+    valid = first_row + local < n_row
+    corner = x + first_row.to(tl.int64) * n_column + first_column
+    inside = valid & (first_column + column < n_column)
+    values = tl.load(corner + local * n_column + column, mask=inside, other=0.0).to(tl.float32)
+    scaled = without_infinities(values) * scale
+    if ROWS:
+        corner = rows + first_row.to(tl.int64) * n_column_padded + first_column
+        inside = valid & (first_column + column < n_column_padded)
+        tl.store(corner + local * n_column_padded + column, scaled.to(FP8), mask=inside)
+    return scaled, tl.maximum(top, magnitude_bits(values))
+
+
+@triton.jit
 def _quantize_kernel(
     x, rows, columns, state, n_row, n_column, n_row_padded, n_column_padded,
     FP8: tl.constexpr, RECORD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, ASSEMBLY: tl.constexpr,
 ) -> None:  # fmt: skip
     first_row, first_column = tl.program_id(1) * M, tl.program_id(0) * N
-    column = first_column + tl.arange(0, N)[None, :]
-    x += first_row.to(tl.int64) * n_column + first_column
     scale = tl.load(state)
-    packed = tl.zeros((M // 4, N), tl.int32)
     top = tl.zeros((M // 4, N), tl.int32)
-    for part in tl.static_range(4):
-        local = tl.arange(0, M // 4)[:, None] * 4 + part
-        valid = first_row + local < n_row
-        place = local * n_column + tl.arange(0, N)[None, :]
-        values = tl.load(x + place, mask=valid & (column < n_column), other=0.0).to(tl.float32)
-        top = tl.maximum(top, magnitude_bits(values))
-        narrow = (without_infinities(values) * scale).to(FP8)
-        if ROWS:
-            target = rows + first_row.to(tl.int64) * n_column_padded + first_column
-            place = local * n_column_padded + tl.arange(0, N)[None, :]
-            tl.store(target + place, narrow, mask=valid & (column < n_column_padded))
-        packed |= packed_byte(narrow, part)
+    first, top = _cast_rows(x, rows, scale, top, first_row, first_column, n_row, n_column, n_column_padded, FP8, ROWS, M, N, 0)
+    second, top = _cast_rows(x, rows, scale, top, first_row, first_column, n_row, n_column, n_column_padded, FP8, ROWS, M, N, 1)
+    third, top = _cast_rows(x, rows, scale, top, first_row, first_column, n_row, n_column, n_column_padded, FP8, ROWS, M, N, 2)
+    fourth, top = _cast_rows(x, rows, scale, top, first_row, first_column, n_row, n_column, n_column_padded, FP8, ROWS, M, N, 3)
     if RECORD:
         record(state, top)
     if COLUMNS:
+        packed = four_rows(first, second, third, fourth, FP8, ASSEMBLY)
         store_packed(columns, packed, first_row, first_column, n_column_padded, n_row_padded, M, N)
 
 
@@ -146,5 +176,6 @@ def quantize_both(x: Tensor, state: Tensor, fmt: Format, rows: Tensor | None, co
         COLUMNS=columns is not None,
         M=tile_m,
         N=tile_n,
+        ASSEMBLY=x.is_cuda,
         num_warps=num_warps,
     )
