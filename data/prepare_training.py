@@ -2,9 +2,9 @@
 
     python data/prepare_training.py SOURCE OUT
 
-SOURCE holds `wbm/`, `mp/` and `composition/` as described in data/README.md (WBM initial structures with the DFT energies of their relaxed
-states, CC BY 4.0; Materials Project structures of MP-20 and MPTS-52, CC BY 4.0; matbench_mp_e_form, CC BY 4.0).  OUT receives
-`structures.parquet` and `formulas.parquet`.
+SOURCE holds `wbm/`, `mp/` and `composition/` as described in data/README.md: WBM initial structures with the DFT energies of their relaxed
+states, Materials Project structures of MP-20 and MPTS-52, matbench_mp_e_form, and CritExam's formulas; all CC BY 4.0.  OUT receives
+`structures.parquet`, `formulas.parquet` and `critexam.parquet`.
 """
 
 import argparse
@@ -61,8 +61,27 @@ def lattice_from_parameters(a: float, b: float, c: float, alpha: float, beta: fl
     return np.array([[a, 0, 0], [b * cos_g, b * sin_g, 0], [c * cos_b, c * x, c * np.sqrt(max(1 - cos_b**2 - x**2, 0))]])
 
 
+def critexam_table(folder: Path) -> pa.Table:
+    """Both energies of every formula of CritExam (Bartel et al., npj Comput. Mater. 6, 97 (2020)), with its part: train or val."""
+    columns: dict[str, list[str | float]] = {
+        name: [] for name in (Quantity.REDUCED_FORMULA, "part", Quantity.E_FORM_PER_ATOM, Quantity.DECOMPOSITION_ENERGY)
+    }
+    for part in ("train", "val"):
+        energies: list[dict[str, float]] = []
+        for name in ("ef", "ed"):
+            with gzip.open(folder / f"critexam_{name}_{part}.csv.gz", "rt", encoding="utf-8") as file:
+                energies.append({row["formula"]: float(row["target"]) for row in csv.DictReader(file)})
+        if energies[0].keys() != energies[1].keys():
+            raise SystemExit(f"{folder}: the formulas of both targets differ in {part}")
+        for formula, e_form in energies[0].items():
+            row = (reduced_formula(parse_formula(formula)), part, e_form, energies[1][formula])
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+    return pa.table({str(name): column for name, column in columns.items()})
+
+
 def main() -> None:
-    """Write both shards."""
+    """Write all shards."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
@@ -106,6 +125,7 @@ def main() -> None:
         }
     )
     pq.write_table(table, options.out / "formulas.parquet", compression="zstd")
+    pq.write_table(critexam_table(options.source / "composition"), options.out / "critexam.parquet", compression="zstd")
     print(f"{len(kept)} structures, {len(lowest)} formulas, {refused} rows refused")
 
 

@@ -24,9 +24,10 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import parse_formula
 from gnome.crystals.shards import read_shard
 from gnome.models.checkpoint import load_ensemble, make_network, save_ensemble
-from gnome.models.compositional import CompositionalSettings, PackedFormulas
 from gnome.models.datasets import Split, labelled_subset, pack_crystals, split_by_formula
 from gnome.models.ensemble import median_and_spread
+from gnome.models.formula_graph import FormulaGraphSettings
+from gnome.models.formulas import PackedFormulas
 from gnome.models.metrics import atomic_fractions, fit_linear_model, score
 from gnome.models.recipes import EnsembleSettings, train_member
 from gnome.models.structural import StructuralSettings
@@ -157,7 +158,7 @@ def train_compositional(structures: Structures, train: TrainSettings, options: a
     parts = split_by_formula(table[Quantity.REDUCED_FORMULA])
     chosen = parts.validation[scheme[parts.validation] == 0]
     settings = EnsembleSettings(
-        network=CompositionalSettings(width=options.width, steps=options.steps, n_schemes=2, **structures.shape),
+        network=FormulaGraphSettings(width=options.width, steps=options.steps, n_schemes=2, **structures.shape),
         train=replace(train, volume_jitter=0.0, epochs=options.formula_epochs),
         members=options.members,
     )

@@ -14,22 +14,37 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON: a list in th
 
 @app.command("predict")
 def predict_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CIF, POSCAR, extxyz, JSON, CSV, Parquet, or folders.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="CIF, POSCAR, extxyz, JSON, CSV, Parquet, or folders; see --formula.")
+    ],
+    formula: Annotated[
+        bool, typer.Option("--formula", help="The arguments are formulas, or files of them (.txt, .csv, .parquet).")
+    ] = False,
     model: Annotated[Path | None, typer.Option(help="Weights (.safetensors) to use instead of the ensemble in use.")] = None,
     volumes: Annotated[
         int, typer.Option(help="Volumes tried between 80 and 120 %, the lowest counts; 1 takes the cell as it is.")
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Predict formation energies of crystals with the structural ensemble.
+    """Predict formation energies of crystals, or of formulas alone.
 
     gnome predict POSCAR my_cifs/ --json
-    """
-    from flows.predicting import predict_files  # noqa: PLC0415
 
-    rows = predict_files(Settings(), files, model=model, volumes=volumes)
+    gnome predict --formula LiFePO4 Fe2O3 my_formulas.csv
+    """
+    if formula:
+        from flows.predicting_formulas import predict_formulas  # noqa: PLC0415
+
+        rows = predict_formulas(Settings(), files, model=model)
+    else:
+        from flows.predicting import predict_files  # noqa: PLC0415
+
+        rows = predict_files(Settings(), [Path(file) for file in files], model=model, volumes=volumes)
     if as_json:
         print_json(rows)
+        return
+    if formula:
+        _print_rows(rows, (Quantity.E_FORM_PER_ATOM, Quantity.DECOMPOSITION_ENERGY, Quantity.SPREAD, Quantity.REFUSED))
         return
     _print_rows(rows, (Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.E_FORM_PER_ATOM, Quantity.SPREAD, Quantity.REFUSED))
 

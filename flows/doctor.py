@@ -67,11 +67,11 @@ def _database(settings: Settings) -> Iterator[Finding]:
 
 
 def _ensembles(settings: Settings) -> Iterator[Finding]:
-    from flows.predicting import current_weights  # noqa: PLC0415 - imports torch
+    from flows.workspace import current_weights  # noqa: PLC0415 - imports torch
     from gnome.models.checkpoint import load_ensemble  # noqa: PLC0415 - imports torch
 
     try:
-        path = current_weights(settings)
+        path = current_weights(settings, "structural")
         _, card = load_ensemble(path)
         yield Finding("ensemble in use", True, f"{card['sha256'][:16]} on {card['method']}, {path}")
     except GnomeError as error:

@@ -7,16 +7,13 @@ from typing import Any
 from flows.evaluating import answers
 from flows.progress import Listener
 from flows.settings import Settings
-from flows.workspace import Workspace, evaluator_of
+from flows.workspace import current_weights, evaluator_of
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
 from gnome.crystals.writers import check_target, write_crystals
-from gnome.database.engine import database_exists
-from gnome.database.store import Store
 from gnome.models.ensemble import StructuralEnsemble
 from gnome.quantities import Quantity
-from gnome.shipped import shipped_data
 from pipelines.screening import ScreeningSettings, predict_energies
 
 Row = dict[str, Any]
@@ -44,7 +41,7 @@ def read_rows(files: Sequence[Path]) -> tuple[list[Row], list[tuple[Row, Crystal
 
 def predict_files(settings: Settings, files: Sequence[Path], *, model: Path | None, volumes: int) -> list[Row]:
     """Predict every crystal of the files under the method of the model's labels."""
-    ensemble = StructuralEnsemble.load(model or current_weights(settings))
+    ensemble = StructuralEnsemble.load(model or current_weights(settings, "structural"))
     rows, usable = read_rows(files)
     known = []
     for row, crystal in usable:
@@ -64,19 +61,6 @@ def predict_files(settings: Settings, files: Sequence[Path], *, model: Path | No
         row[Quantity.METHOD] = ensemble.method
         row["model"] = ensemble.model_id
     return rows
-
-
-def current_weights(settings: Settings) -> Path:
-    """Weights of the structural ensemble in use; the shipped ones where there is no database yet.
-
-    Raises DatabaseUnavailable when there is one that cannot be read: its ensemble may be another.
-    """
-    shipped = shipped_data() / "ensembles" / "structural.safetensors"
-    if not database_exists(settings.database):
-        return shipped
-    with Store.open(settings.database, read_only=True) as store:
-        record = store.current_model("structural")
-        return shipped if record is None else Workspace(store, settings, settings.evaluator).model_path(record)
 
 
 def evaluate_files(

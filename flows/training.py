@@ -14,9 +14,10 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import parse_formula
 from gnome.errors import InvalidInput
 from gnome.models.checkpoint import load_ensemble, save_ensemble
-from gnome.models.compositional import CompositionalSettings, PackedFormulas
 from gnome.models.datasets import labelled_subset, pack_crystals, read_labelled_crystals, split_by_formula
 from gnome.models.ensemble import median_and_spread
+from gnome.models.formula_graph import FormulaGraphSettings
+from gnome.models.formulas import PackedFormulas
 from gnome.models.linear import Precision
 from gnome.models.metrics import Array, atomic_fractions, fit_linear_model, score
 from gnome.models.recipes import EnsembleSettings, train_member
@@ -68,7 +69,7 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
             f"at least {MIN_EXAMPLES} of each are needed"
         )
     scale, shift = float(targets[split.train].std()) or 1.0, float(targets[split.train].mean())
-    kind = StructuralSettings if request.kind == "structural" else CompositionalSettings
+    kind = StructuralSettings if request.kind == "structural" else FormulaGraphSettings
     network = kind(width=request.width, scale=scale, shift=shift)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     recipe = EnsembleSettings(

@@ -12,6 +12,7 @@ from dft_stub.registry import make_evaluator
 from dft_stub.workers import WorkerLimits
 from flows.progress import Listener, Silent
 from flows.settings import Settings
+from gnome.database.engine import database_exists
 from gnome.database.ledger import Ledger
 from gnome.database.records import ModelRecord
 from gnome.database.store import Store
@@ -149,3 +150,16 @@ def open_workspace(
             close = getattr(vars(workspace).get("evaluator"), "close", None)
             if close is not None:
                 close()
+
+
+def current_weights(settings: Settings, kind: str) -> Path:
+    """Weights of the ensemble of a kind in use; the shipped ones where there is no database yet.
+
+    Raises DatabaseUnavailable when there is one that cannot be read: its ensemble may be another.
+    """
+    shipped = shipped_data() / "ensembles" / f"{kind}.safetensors"
+    if not database_exists(settings.database):
+        return shipped
+    with Store.open(settings.database, read_only=True) as store:
+        record = store.current_model(kind)
+        return shipped if record is None else Workspace(store, settings, settings.evaluator).model_path(record)

@@ -63,17 +63,18 @@ def parse_formula(text: str) -> dict[int, int]:
 
     Raises InvalidInput naming the formula and what in it cannot be read.
     """
-    amounts = _parse_amounts(text)
+    amounts = parse_amounts(text)
     whole = {z: round(amount) for z, amount in amounts.items()}
     if any(abs(amount - whole[z]) > 1e-8 for z, amount in amounts.items()):
         raise InvalidInput(f"formula {text!r} has fractional amounts; multiply it up to whole atoms")
-    total = sum(whole.values())
-    if total > MAX_ATOMS:
-        raise InvalidInput(f"formula {text!r} has {total} atoms, the limit is {MAX_ATOMS}; reduce it")
     return dict(sorted(whole.items()))
 
 
-def _parse_amounts(text: str) -> dict[int, float]:
+def parse_amounts(text: str) -> dict[int, float]:
+    """Read a formula such as `Li0.5CoO2` into amounts by atomic number, fractional ones too; an element named twice is added up.
+
+    Raises InvalidInput naming the formula and what in it cannot be read.
+    """
     if not text.strip():
         raise InvalidInput("an empty formula cannot be read")
     if len(text) > MAX_FORMULA_LENGTH:
@@ -83,7 +84,9 @@ def _parse_amounts(text: str) -> dict[int, float]:
     for symbol, opening, closing, number in _tokens(text):
         if number:
             if not last:
-                raise InvalidInput(f"formula {text!r}: the number {number} follows no element or bracket")
+                raise InvalidInput(
+                    f"formula {text!r}: the number {number} follows no element or bracket; isotopes and leading factors are not read"
+                )
             last = {z: amount * float(number) for z, amount in last.items()}
         _add(stack[-1], last)
         last = {_known(symbol, text): 1.0} if symbol else {}
@@ -99,6 +102,8 @@ def _parse_amounts(text: str) -> dict[int, float]:
     amounts = {z: amount for z, amount in stack[0].items() if amount > 0}
     if not amounts:
         raise InvalidInput(f"formula {text!r} has no atoms")
+    if not sum(amounts.values()) <= MAX_ATOMS:
+        raise InvalidInput(f"formula {text!r} has {sum(amounts.values()):.6g} atoms, the limit is {MAX_ATOMS}; reduce it")
     return amounts
 
 
@@ -108,7 +113,8 @@ def _tokens(text: str) -> Iterator[tuple[str, str, str, str]]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise InvalidInput(f"formula {text!r}: {text[position]!r} at position {position + 1} cannot be read")
+            hint = "; leave charges out" if text[position] in "+-^⁺⁻" else ""
+            raise InvalidInput(f"formula {text!r}: {text[position]!r} at position {position + 1} cannot be read{hint}")
         position = match.end()
         if match.group(5) is None:
             symbol, opening, closing, number = (match.group(i) or "" for i in range(1, 5))

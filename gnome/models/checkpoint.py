@@ -17,10 +17,20 @@ from safetensors.torch import load, save
 from gnome.atomic_write import atomic_write
 from gnome.errors import InvalidCheckpoint
 from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
+from gnome.models.formula_graph import FormulaGraphNetwork, FormulaGraphSettings
 from gnome.models.structural import StructuralNetwork, StructuralSettings
 
 CARD_VERSION = 1
-Network = StructuralNetwork | CompositionalNetwork
+Network = StructuralNetwork | CompositionalNetwork | FormulaGraphNetwork
+
+_KINDS: dict[str, tuple[type[Any], type[Any]]] = {
+    network.kind: (network, settings)
+    for network, settings in (
+        (StructuralNetwork, StructuralSettings),
+        (CompositionalNetwork, CompositionalSettings),
+        (FormulaGraphNetwork, FormulaGraphSettings),
+    )
+}
 
 
 def make_network(kind: str, settings: Mapping[str, Any]) -> Network:
@@ -28,14 +38,14 @@ def make_network(kind: str, settings: Mapping[str, Any]) -> Network:
 
     Raises InvalidCheckpoint for an unknown kind or settings it does not take.
     """
+    if kind not in _KINDS:
+        raise InvalidCheckpoint(f"unknown kind of network {kind!r}; expected one of {', '.join(_KINDS)}")
+    network, own_settings = _KINDS[kind]
     try:
-        if kind == StructuralNetwork.kind:
-            return StructuralNetwork(StructuralSettings(**settings))
-        if kind == CompositionalNetwork.kind:
-            return CompositionalNetwork(CompositionalSettings(**settings))
+        made: Network = network(own_settings(**settings))
     except TypeError as error:
         raise InvalidCheckpoint(f"settings do not fit a {kind} network: {error}") from None
-    raise InvalidCheckpoint(f"unknown kind of network {kind!r}; expected structural or compositional")
+    return made
 
 
 def save_ensemble(path: Path, members: Sequence[Network], card: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,110 +1,181 @@
-"""The compositional form of the GNoME network: a formula in, the lowest formation energy of its crystals out.
+"""A transformer over the elements of a formula: formation and decomposition energy, each with its uncertainty, and whether it is stable.
 
-As in the release, elements are nodes, there are no edges, and a node's feature is its one-hot element times its atomic fraction; elements
-see each other through the global state.  Labels of several correction schemes may be learnt together: each scheme has its own starting
-global state, and a prediction is asked for under one scheme.
+A formula is a set of elements weighted by their fractions.  The fractions enter three times: as features of the tokens, as a prior of
+attention (an element twice as frequent is seen twice as much), and as the weights of the pooling (Goodall & Lee, Roost, Nat. Commun. 11,
+6280 (2020), pools so).  Tokens have no places, so the order of elements means nothing, and fractions make Fe2O3 and Fe4O6 the same.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from gnome.crystals.elements import MAX_ATOMIC_NUMBER
-from gnome.models.graph_network import GraphNetworkBlock, State, Topology, at_least_fp32
+from gnome.errors import InvalidInput
+from gnome.models.element_features import ELEMENT_FEATURES
+from gnome.models.formulas import FormulaBatch
+from gnome.models.linear import at_least_fp32, make_linear
+from gnome.quantities import Quantity
+from gnome.transformer.block import RMSNorm
+from gnome.transformer.settings import Activation, BlockName
+from gnome.transformer.stack import Transformer
+
+TARGETS = (Quantity.E_FORM_PER_ATOM, Quantity.DECOMPOSITION_ENERGY)
+"""The columns of the labels, NaN where one is not known, and the first columns of the answers; eV/atom."""
+
+ANSWERS = 2 * len(TARGETS) + 1
+"""Columns of an answer: the energies, the logarithms of their scales, the logit of stable."""
+
+_FREQUENCIES = 8
+_MAX_LOG_SCALE = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompositionalSettings:
-    """Shape of the network; scale and shift of the output in eV/atom."""
+    """Shape of the network.
 
+    `scales` and `shifts` (eV/atom) are those of the two targets; `n_schemes` label schemes (sets of corrections) may be learnt together,
+    and a prediction is asked for under one.  `scale_weight` and `stable_weight` are those of the losses of the uncertainties and of
+    stable-or-not beside those of the energies.
+    """
+
+    block: BlockName = "sas"
+    depth: int = 4
     width: int = 256
-    mlp_layers: int = 2
-    steps: int = 3
+    heads: int = 8
+    hidden: int | None = None
+    activation: Activation = "relu"
+    dropout: float = 0.1
+    head_layers: int = 2
     n_schemes: int = 1
-    scale: float = 1.0
-    shift: float = -1.6526496
+    scales: tuple[float, float] = (1.0, 0.1)
+    shifts: tuple[float, float] = (-1.5, 0.0)
+    scale_weight: float = 0.1
+    stable_weight: float = 0.2
+
+    def __post_init__(self) -> None:
+        if len(self.scales) != len(TARGETS) or len(self.shifts) != len(TARGETS) or min(self.scales) <= 0:
+            raise InvalidInput(
+                f"scales {self.scales} and shifts {self.shifts}: expected {len(TARGETS)} of each, the scales above 0"
+            )
 
 
-@dataclass(frozen=True)
-class FormulaBatch:
-    """Formulas side by side: atomic_numbers, fractions, node_graph (N,); n_node, scheme (B,)."""
+class FractionEncoding(nn.Module):
+    """Fractions (B, T) to features (B, T, width): waves of the fraction and of its logarithm, which tells 0.01 from 0.02."""
 
-    atomic_numbers: Tensor
-    fractions: Tensor
-    node_graph: Tensor
-    n_node: Tensor
-    scheme: Tensor
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(_FREQUENCIES).float() / 2, persistent=False)
+        self.project = make_linear(4 * _FREQUENCIES + 2, width)
+
+    def forward(self, fractions: Tensor) -> Tensor:
+        """Encode; 0 is taken for 1e-4."""
+        log = fractions.clamp(min=1e-4).log()
+        waves = [x[..., None] * self.frequencies for x in (fractions, log / 10)]
+        features = [f(x) for x in waves for f in (torch.sin, torch.cos)]
+        return self.project(torch.cat([*features, fractions[..., None], log[..., None] / 4], -1))
 
 
-@dataclass(frozen=True)
-class PackedFormulas:
-    """Many formulas in padded tensors: atomic_numbers, fractions (n, most elements), 0 where unused; scheme (n,)."""
+class Pooling(nn.Module):
+    """A mean over tokens for each head, weighted by fractions times what the head finds important; the plain mean to begin with."""
 
-    atomic_numbers: Tensor
-    fractions: Tensor
-    scheme: Tensor
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.importance = make_linear(width, heads)
+        self.values = make_linear(width, width)
+        nn.init.zeros_(self.importance.weight)
+        nn.init.zeros_(self.importance.bias)
 
-    @classmethod
-    def from_compositions(cls, compositions: Sequence[Mapping[int, int]], scheme: Sequence[int] | None = None) -> Self:
-        """Pack amounts by atomic number; `scheme` is the index of the label scheme of each, 0 when None."""
-        most = max((len(composition) for composition in compositions), default=1)
-        numbers = np.zeros((len(compositions), most), dtype=np.int64)
-        fractions = np.zeros((len(compositions), most), dtype=np.float32)
-        for row, composition in enumerate(compositions):
-            total = sum(composition.values())
-            for column, (z, amount) in enumerate(sorted(composition.items())):
-                numbers[row, column] = z
-                fractions[row, column] = amount / total
-        schemes = torch.zeros(len(compositions), dtype=torch.long) if scheme is None else torch.tensor(list(scheme))
-        return cls(torch.from_numpy(numbers), torch.from_numpy(fractions), schemes)
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Pool (B, T, width) with weights (B, T), 0 for padding, to (B, width)."""
+        share = (self.importance(x).float() + weights.log()[..., None]).softmax(1)
+        values = self.values(x).unflatten(-1, (self.heads, -1))
+        return torch.einsum("bth,bthd->bhd", share.to(values.dtype), values).flatten(1)
 
-    def __len__(self) -> int:
-        """Number of formulas."""
-        return len(self.scheme)
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move all tensors."""
-        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
+class ResidualLayer(nn.Module):
+    """x + MLP(norm(x))."""
 
-    def batch(self, indices: Tensor) -> FormulaBatch:
-        """Select formulas (B,)."""
-        numbers, fractions = self.atomic_numbers[indices], self.fractions[indices]
-        used = numbers > 0
-        n_node = used.sum(1)
-        node_graph = torch.repeat_interleave(torch.arange(len(indices), device=numbers.device), n_node)
-        return FormulaBatch(numbers[used], fractions[used], node_graph, n_node, self.scheme[indices])
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width)
+        self.up, self.down = make_linear(width, 2 * width), make_linear(2 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to (B, width)."""
+        return x + self.down(self.dropout(functional.silu(self.up(self.norm(x)))))
 
 
 class CompositionalNetwork(nn.Module):
-    """Predicts the lowest e_form_per_atom (B,) of a `FormulaBatch`."""
+    """Answers (B, ANSWERS) for a `FormulaBatch`: energies, the logarithms of their Laplace scales (eV/atom), the logit of stable."""
 
-    kind = "compositional"
+    kind = "compositional-transformer"
+    features: Tensor
+    scales: Tensor
+    shifts: Tensor
 
     def __init__(self, settings: CompositionalSettings) -> None:
         super().__init__()
         self.settings = settings
-        width, mlp_widths = settings.width, [settings.width] * settings.mlp_layers
-        self.embed_node = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width)
-        nn.init.normal_(self.embed_node.weight, std=1.0)
-        self.embed_bias = nn.Parameter(torch.zeros(width))
+        width = settings.width
+        self.register_buffer("features", torch.from_numpy(ELEMENT_FEATURES), persistent=False)
+        self.embed = nn.Embedding(len(ELEMENT_FEATURES), width)
+        self.embed_features = make_linear(ELEMENT_FEATURES.shape[1], width)
         self.embed_scheme = nn.Embedding(settings.n_schemes, width)
+        nn.init.normal_(self.embed.weight, std=0.5)
         nn.init.zeros_(self.embed_scheme.weight)
-        self.blocks = nn.ModuleList([GraphNetworkBlock(width, mlp_widths, edges=False) for _ in range(settings.steps - 1)])
-        self.readout = GraphNetworkBlock(width, mlp_widths, edges=False, readout=True)
+        self.encode = FractionEncoding(width)
+        self.transformer = Transformer(
+            block=settings.block, depth=settings.depth, width=width, heads=settings.heads, hidden=settings.hidden,
+            activation=settings.activation, dropout=settings.dropout,
+        )  # fmt: skip
+        self.pool = Pooling(width, settings.heads)
+        self.layers = nn.Sequential(
+            *(ResidualLayer(width, settings.dropout) for _ in range(settings.head_layers)), RMSNorm(width)
+        )
+        self.answer = make_linear(width, ANSWERS)
+        nn.init.normal_(self.answer.weight, std=0.02)
+        nn.init.zeros_(self.answer.bias)
+        self.register_buffer("scales", torch.tensor(settings.scales), persistent=False)
+        self.register_buffer("shifts", torch.tensor(settings.shifts), persistent=False)
 
     def forward(self, batch: FormulaBatch) -> Tensor:
-        """Predict eV/atom, shape (B,)."""
-        topology = Topology(batch.node_graph, batch.n_node)
-        nodes = self.embed_node(batch.atomic_numbers) * batch.fractions[:, None] + self.embed_bias
-        state = State(nodes, None, self.embed_scheme(batch.scheme))
-        for block in self.blocks:
-            state = block(state, topology)
-        out = at_least_fp32(self.readout(state, topology).graphs[:, 0])
-        return out * self.settings.scale + self.settings.shift
+        """Answer for formulas with at least one element each."""
+        numbers, fractions = batch.atomic_numbers, batch.fractions
+        x = self.embed(numbers) + self.embed_features(self.features[numbers]) + self.encode(fractions)
+        x = self.transformer(x + self.embed_scheme(batch.scheme)[:, None], fractions)
+        answer = at_least_fp32(self.answer(self.layers(self.pool(x, fractions))))
+        n = len(TARGETS)
+        energies = answer[:, :n] * self.scales + self.shifts
+        log_scales = _MAX_LOG_SCALE * torch.tanh(answer[:, n : 2 * n] / _MAX_LOG_SCALE) + self.scales.log()
+        return torch.cat([energies, log_scales, answer[:, 2 * n :]], 1)
+
+    def objective(self, answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and the mean absolute error of the known targets (B, 2), of each formula (B,).
+
+        The loss of an energy is its absolute error in units of the target's scale, and that of its uncertainty the negative log likelihood
+        of a Laplace distribution around it, which does not move the energy: where both are learnt from the likelihood, as in Roost,
+        what is hard to predict soon counts little.  Stable or not, known where the decomposition energy is, has the cross entropy.
+        """
+        n = len(TARGETS)
+        known = ~targets.isnan()
+        targets = torch.where(known, targets, answers[:, :n].detach())
+        errors = (answers[:, :n] - targets).abs()
+        log_scales = answers[:, n : 2 * n]
+        likelihood = math.sqrt(2) * errors.detach() * torch.exp(-log_scales) + log_scales - self.scales.log()
+        stable = functional.binary_cross_entropy_with_logits(
+            answers[:, -1], (targets[:, 1] <= 0).to(answers.dtype), reduction="none"
+        )
+        settings = self.settings
+        loss = ((errors / self.scales + settings.scale_weight * likelihood) * known).sum(1)
+        loss = loss + settings.stable_weight * stable * known[:, 1]
+        return loss, (errors.detach() * known).sum(1) / known.sum(1).clamp(min=1)
 
     def config(self) -> dict[str, Any]:
         """Settings as a checkpoint's card keeps them."""

@@ -12,13 +12,18 @@ from numpy.typing import NDArray
 from gnome.crystals.crystal import Crystal
 from gnome.errors import InvalidCheckpoint
 from gnome.graphs.crystal_graph import PackedGraphs
-from gnome.models.checkpoint import load_ensemble
-from gnome.models.compositional import CompositionalNetwork, PackedFormulas
+from gnome.models.checkpoint import Network, load_ensemble
+from gnome.models.compositional import ANSWERS, CompositionalNetwork
+from gnome.models.formula_graph import FormulaGraphNetwork
+from gnome.models.formulas import PackedFormulas
 from gnome.models.structural import StructuralNetwork
 
-_Net = TypeVar("_Net", StructuralNetwork, CompositionalNetwork)
+FormulaNetwork = CompositionalNetwork | FormulaGraphNetwork
+_Net = TypeVar("_Net")
 MAX_EDGES_PER_BATCH = 60_000
 """Edges in one forward pass on a CPU; keeps activations in cache and memory bounded whatever the crystals."""
+
+MAX_FORMULAS_PER_BATCH = 1024
 
 
 def median_and_spread(member_energies: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -56,7 +61,8 @@ class StructuralEnsemble(_Ensemble[StructuralNetwork]):
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> Self:
         """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
-        return cls(*_load(path, StructuralNetwork, device))
+        members, card = _load(path, "structural", (StructuralNetwork.kind,), device)
+        return cls([member for member in members if isinstance(member, StructuralNetwork)], card)
 
     @torch.inference_mode()
     def member_energies(self, crystals: Sequence[Crystal], volume_scales: Sequence[float] = (1.0,)) -> NDArray[np.float64]:
@@ -73,32 +79,59 @@ class StructuralEnsemble(_Ensemble[StructuralNetwork]):
         return out
 
 
-class CompositionalEnsemble(_Ensemble[CompositionalNetwork]):
-    """Implements `FormulaModel` with compositional networks of one shape, under the first label scheme of its card."""
+@dataclass(frozen=True)
+class FormulaAnswers:
+    """What an ensemble says of formulas, arrays (n,), eV/atom; NaN where its networks did not learn it.
+
+    Medians over the members, the inter-quartile ranges of e_form_per_atom (`spread`), and the mean probability of being stable.
+    """
+
+    e_form_per_atom: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    decomposition_energy: NDArray[np.float64]
+    p_stable: NDArray[np.float64]
+
+
+class CompositionalEnsemble(_Ensemble[FormulaNetwork]):
+    """Implements `FormulaModel` with networks of one kind and shape, under the first label scheme of its card."""
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> Self:
         """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
-        return cls(*_load(path, CompositionalNetwork, device))
+        members, card = _load(path, "compositional", (CompositionalNetwork.kind, FormulaGraphNetwork.kind), device)
+        return cls([member for member in members if isinstance(member, FormulaNetwork)], card)
+
+    def member_energies(self, compositions: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
+        """Predict eV/atom, shape (members, compositions)."""
+        return self._member_answers(compositions)[:, :, 0]
+
+    def answers(self, compositions: Sequence[Mapping[int, float]]) -> FormulaAnswers:
+        """Answer all that the members have learnt; only proportions count."""
+        found = self._member_answers(compositions)
+        e_form, spread = median_and_spread(found[:, :, 0])
+        if found.shape[2] == 1:
+            unknown = np.full(len(compositions), np.nan)
+            return FormulaAnswers(e_form, spread, unknown, unknown)
+        p_stable = 1 / (1 + np.exp(-found[:, :, -1]))
+        return FormulaAnswers(e_form, spread, np.median(found[:, :, 1], axis=0), p_stable.mean(axis=0))
 
     @torch.inference_mode()
-    def member_energies(self, compositions: Sequence[Mapping[int, int]]) -> NDArray[np.float64]:
-        """Predict eV/atom, shape (members, compositions)."""
-        out = np.empty((len(self.members), len(compositions)))
+    def _member_answers(self, compositions: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
+        """Return (members, compositions, answers of a network)."""
+        n_answers = ANSWERS if isinstance(self.members[0], CompositionalNetwork) else 1
+        out = np.empty((len(self.members), len(compositions), n_answers))
         device = next(self.members[0].parameters()).device
-        packed = PackedFormulas.from_compositions(compositions).to(device)
-        for rows in torch.arange(len(compositions), device=device).split(4096):
-            batch = packed.batch(rows)
+        for rows, batch in PackedFormulas.from_compositions(compositions).to(device).by_size(MAX_FORMULAS_PER_BATCH):
             for m, member in enumerate(self.members):
-                out[m, rows.cpu().numpy()] = member(batch).double().cpu().numpy()
+                out[m, rows.cpu().numpy()] = member(batch).double().cpu().numpy().reshape(len(rows), n_answers)
         return out
 
 
-def _load(path: Path, kind: type[_Net], device: torch.device | str) -> tuple[list[_Net], dict[str, Any]]:
+def _load(path: Path, name: str, kinds: Sequence[str], device: torch.device | str) -> tuple[list[Network], dict[str, Any]]:
     members, card = load_ensemble(path)
-    if card["kind"] != kind.kind:
-        raise InvalidCheckpoint(f"{path}: a {card['kind']} ensemble where a {kind.kind} one is needed")
-    return [member.to(device) for member in members if isinstance(member, kind)], card
+    if card["kind"] not in kinds:
+        raise InvalidCheckpoint(f"{path}: an ensemble of kind {card['kind']} where a {name} one is needed")
+    return [member.to(device) for member in members], card
 
 
 def _by_edges(graphs: PackedGraphs, limit: int) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.utils import scatter
 
-from gnome.models.linear import MLP
+from gnome.models.linear import MLP, at_least_fp32
 
 AVERAGE_EDGE_COORDINATION = 17.0
 """Edges an atom has on average (GNoME release)."""
@@ -36,11 +36,6 @@ class State:
     nodes: Tensor
     edges: Tensor | None
     graphs: Tensor
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    """Widen half precisions; sums over many rows need it."""
-    return x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
 
 
 def segment_sum(x: Tensor, owner: Tensor, n: int) -> Tensor:

@@ -22,6 +22,11 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision != "fp32")
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Widen half precisions; sums over many rows need it."""
+    return x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
+
+
 class BetaSwish(nn.Module):
     """x sigmoid(beta x) with a learned beta for each feature (GNoME release, `BetaSwish`)."""
 

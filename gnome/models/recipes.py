@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
-from gnome.models.checkpoint import Network, make_network
-from gnome.models.compositional import CompositionalSettings
-from gnome.models.structural import StructuralSettings
+from gnome.models.checkpoint import Network
+from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
+from gnome.models.formula_graph import FormulaGraphNetwork, FormulaGraphSettings
+from gnome.models.structural import StructuralNetwork, StructuralSettings
 from gnome.models.training import EpochRecord, Labelled, TrainSettings, fit
 from gnome.seeds import derived_seed
 
-NetworkSettings = StructuralSettings | CompositionalSettings
+NetworkSettings = StructuralSettings | CompositionalSettings | FormulaGraphSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,15 @@ class EnsembleSettings:
     network: NetworkSettings
     train: TrainSettings = field(default_factory=TrainSettings)
     members: int = 5
+
+
+def untrained(settings: NetworkSettings) -> Network:
+    """Build the network that the settings are of."""
+    if isinstance(settings, StructuralSettings):
+        return StructuralNetwork(settings)
+    if isinstance(settings, CompositionalSettings):
+        return CompositionalNetwork(settings)
+    return FormulaGraphNetwork(settings)
 
 
 def train_member(
@@ -38,8 +48,7 @@ def train_member(
     """Train one member on the device of its data, from `initial`'s weights when given (they are not changed)."""
     seed = derived_seed(settings.train.seed, index)
     torch.manual_seed(seed)
-    kind = "structural" if isinstance(settings.network, StructuralSettings) else "compositional"
-    network = make_network(kind, vars(settings.network))
+    network = untrained(settings.network)
     if initial is not None:
         network.load_state_dict(initial.state_dict())
     network.to(train.targets.device)

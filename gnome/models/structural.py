@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from gnome.crystals.elements import MAX_ATOMIC_NUMBER
 from gnome.graphs.crystal_graph import GraphBatch
-from gnome.models.graph_network import GraphNetworkBlock, State, Topology, at_least_fp32
-from gnome.models.linear import make_linear
+from gnome.models.graph_network import GraphNetworkBlock, State, Topology
+from gnome.models.linear import at_least_fp32, make_linear
 
 GAUSSIAN_WIDTH = 0.5
 

@@ -1,7 +1,8 @@
 """One plain training loop for every network here: seeded, resumable, FP32, BF16 or FP8.
 
-Adam with decoupled weight decay, learning rate falling linearly to zero, gradients clipped, mean absolute error.  Every epoch's order is a
-function of (seed, epoch) alone, so a resumed run repeats the broken one exactly.  The weights of the best validation epoch win.
+Adam with decoupled weight decay, learning rate falling linearly to zero, gradients clipped; the mean absolute error is the loss, unless
+a network has an `objective` of its own.  Every epoch's order is a function of (seed, epoch) alone, so a resumed run repeats the broken
+one exactly.  The weights of the best validation epoch win.
 """
 
 import hashlib
@@ -16,9 +17,10 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gnome.atomic_write import atomic_write
-from gnome.errors import InvalidCheckpoint
+from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.fp8 import AdamW, convert_to_fp8, restore_linear
 from gnome.models.linear import Precision, autocast
 
@@ -27,7 +29,10 @@ from gnome.models.linear import Precision, autocast
 class TrainSettings:
     """How to train one network.
 
+    `warm_up`: part of the steps over which the learning rate rises from zero.  `ema_decay`: what validation sees, and what is kept, are
+    the weights averaged with this decay a step; none when 0.
     `volume_jitter`: in training each structure's volume is multiplied by a factor drawn evenly from 1 - jitter to 1 + jitter.
+    `fraction_jitter`: in training each amount of a formula is multiplied by exp(jitter times a normal number).
     `precision` "fp8": FP8 products, FP16 master weights, and gradients and moments in eight bits while training (docs/fp8.md); the
     trained network is FP32 again.  `eval_batch_size` affects speed only.
     """
@@ -37,11 +42,20 @@ class TrainSettings:
     learning_rate: float = 5.55e-4
     weight_decay: float = 1e-4
     gradient_clip: float = 1.0
+    warm_up: float = 0.0
+    ema_decay: float = 0.0
     volume_jitter: float = 0.0
+    fraction_jitter: float = 0.0
     seed: int = 0
     precision: Precision = "fp32"
     eval_batch_size: int = 1024
     save_every: int = 5
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.ema_decay < 1 and 0 <= self.warm_up < 1):
+            raise InvalidInput(f"ema_decay {self.ema_decay} and warm_up {self.warm_up}: expected at least 0 and below 1")
+        if self.ema_decay and self.precision == "fp8":
+            raise InvalidInput("weights kept in FP8 training have scales that change; they are not averaged: set ema_decay to 0")
 
 
 class Inputs(Protocol):
@@ -62,7 +76,7 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class Labelled:
-    """Inputs with their targets (n,), eV/atom, on one device."""
+    """Inputs with their targets (n,), or (n, targets) with NaN where one is not known, eV/atom, on one device."""
 
     inputs: Inputs
     targets: Tensor
@@ -78,6 +92,12 @@ class EpochRecord:
     validation_mae: float
 
 
+def absolute_error(predicted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss and the absolute error of each example (B,), which here are one."""
+    error = (predicted - targets).abs()
+    return error, error
+
+
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
     """Yield index batches of one epoch's order, a function of (seed, epoch) alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -86,7 +106,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Te
 
 @torch.no_grad()
 def predict(network: nn.Module, inputs: Inputs, *, batch_size: int = 1024, precision: Precision = "fp32") -> Tensor:
-    """Predict all examples in order, eV/atom (n,)."""
+    """Predict all examples in order: what the network answers, (n,) or (n, answers)."""
     network.eval()
     device = next(network.parameters()).device
     out = []
@@ -147,6 +167,10 @@ class _Trainer:
             self.optimizer = AdamW(groups, lr=settings.learning_rate, gradient_clip=settings.gradient_clip, seed=settings.seed)
         else:
             self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+        self.objective = getattr(network, "objective", absolute_error)
+        self.average = (
+            AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay)) if settings.ema_decay else None
+        )
         self.steps_per_epoch = math.ceil(len(train.inputs) / settings.batch_size)
         self.epoch = 0
         self.history: list[EpochRecord] = []
@@ -164,14 +188,16 @@ class _Trainer:
         rate = settings.learning_rate
         for step, indices in enumerate(batches, start=self.epoch * self.steps_per_epoch):
             rate = settings.learning_rate * (1 - step / total_steps)
+            if step < settings.warm_up * total_steps:
+                rate *= (step + 1) / (settings.warm_up * total_steps + 1)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             absolute_error += self._step(indices, jitter)
         self.epoch += 1
         predicted = predict(
-            self.network, self.validation.inputs, batch_size=settings.eval_batch_size, precision=settings.precision
+            self.judged, self.validation.inputs, batch_size=settings.eval_batch_size, precision=settings.precision
         )
-        validation_mae = float((predicted - self.validation.targets).abs().mean()) if len(predicted) else float("nan")
+        validation_mae = float(self.objective(predicted, self.validation.targets)[1].mean()) if len(predicted) else float("nan")
         record = EpochRecord(self.epoch, rate, float(absolute_error) / len(self.train.inputs), validation_mae)
         self.history.append(record)
         if validation_mae < self.best_mae or not len(predicted):
@@ -186,18 +212,28 @@ class _Trainer:
         batch = self.train.inputs.batch(indices)
         if settings.volume_jitter:
             batch = batch.scaled(factors.to(self.device))
+        if settings.fraction_jitter:
+            noise = torch.randn(batch.fractions.shape, generator=jitter)
+            batch = batch.jittered(settings.fraction_jitter * noise.to(self.device))
         with autocast(settings.precision, self.device):
             predicted = self.forward(batch)
-        error = (predicted - self.train.targets[indices]).abs()
+        loss, error = self.objective(predicted, self.train.targets[indices])
         self.optimizer.zero_grad(set_to_none=True)
-        error.mean().backward()
+        loss.mean().backward()
         if settings.precision != "fp8":  # there the optimizer clips, which has the gradients
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
         return error.detach().sum()
 
+    @property
+    def judged(self) -> nn.Module:
+        """The network whose weights validation sees and the run keeps."""
+        return self.network if self.average is None else self.average.module
+
     def _copy_weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+        return _copy_of(self.judged)
 
     def _run_key(self) -> str:
         """Digest of all that decides the run: settings, initial weights, targets, and the first inputs."""
@@ -214,7 +250,8 @@ class _Trainer:
         """Write the run's state; the file appears whole or not at all."""
         state = {
             "run": self.key,
-            "weights": self._copy_weights(),
+            "weights": _copy_of(self.network),
+            "average": None if self.average is None else self.average.state_dict(),
             "best_weights": self.best_weights,
             "best_mae": self.best_mae,
             "optimizer": self.optimizer.state_dict(),
@@ -232,6 +269,8 @@ class _Trainer:
             if state["run"] != self.key:
                 raise InvalidCheckpoint(f"{path} was saved by a run with other settings or data; delete it to start anew")
             self.network.load_state_dict(state["weights"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.best_weights, self.best_mae = state["best_weights"], state["best_mae"]
             self.history = [EpochRecord(**record) for record in state["history"]]
@@ -239,3 +278,7 @@ class _Trainer:
             reason = str(error).split("\n", 1)[0][:200]
             raise InvalidCheckpoint(f"{path} cannot be resumed ({reason}); delete it to start anew") from error
         self.epoch = len(self.history)
+
+
+def _copy_of(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

@@ -116,7 +116,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path, saved: Path) -> N
 
 
 def test_weights_of_another_kind_are_refused(saved: Path) -> None:
-    with pytest.raises(InvalidCheckpoint, match="a structural ensemble where a compositional one is needed"):
+    with pytest.raises(InvalidCheckpoint, match="kind structural where a compositional one is needed"):
         CompositionalEnsemble.load(saved)
 
 

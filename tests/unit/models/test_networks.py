@@ -5,7 +5,8 @@ import torch
 
 from gnome.crystals.crystal import Crystal
 from gnome.graphs.crystal_graph import GraphBatch, PackedGraphs
-from gnome.models.compositional import CompositionalNetwork, CompositionalSettings, PackedFormulas
+from gnome.models.formula_graph import FormulaGraphNetwork, FormulaGraphSettings
+from gnome.models.formulas import PackedFormulas
 from gnome.models.graph_network import AVERAGE_EDGE_COORDINATION, GraphNetworkBlock
 from gnome.models.linear import MLP, SplitLinear
 from gnome.models.structural import StructuralNetwork, StructuralSettings
@@ -64,7 +65,7 @@ def test_structural_batch_equals_singles() -> None:
 
 def test_compositional_energy_depends_on_ratios_alone() -> None:
     torch.manual_seed(0)
-    network = CompositionalNetwork(CompositionalSettings(width=16, n_schemes=2)).eval()
+    network = FormulaGraphNetwork(FormulaGraphSettings(width=16, n_schemes=2)).eval()
     formulas = [{26: 2, 8: 3}, {8: 6, 26: 4}, {26: 3, 8: 4}]
     with torch.inference_mode():
         values = network(PackedFormulas.from_compositions(formulas).batch(torch.arange(3)))

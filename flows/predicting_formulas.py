@@ -1,0 +1,122 @@
+"""`gnome predict --formula`: formulas in, from the command line or files, one row each in their order; what is refused says why."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows.settings import Settings
+from flows.workspace import current_weights
+from gnome.crystals.elements import SYMBOLS
+from gnome.crystals.formula import parse_amounts
+from gnome.errors import InvalidInput
+from gnome.models.ensemble import CompositionalEnsemble
+from gnome.quantities import Quantity
+
+Row = dict[str, Any]
+
+COLUMNS = ("formula", str(Quantity.REDUCED_FORMULA), "composition")
+"""Names under which a table may hold its formulas."""
+_ANSWERED = (Quantity.E_FORM_PER_ATOM, Quantity.DECOMPOSITION_ENERGY, Quantity.SPREAD, "p_stable", Quantity.METHOD, "model")
+_FILES = {".csv", ".txt", ".parquet"}
+
+
+@dataclass(frozen=True)
+class AskedFormula:
+    """A formula as it was given, and where."""
+
+    label: str
+    text: str
+
+
+def read_formulas(arguments: Sequence[str]) -> Iterator[AskedFormula]:
+    """Yield formulas: arguments themselves, lines of text files, and cells of tables that have a column of formulas.
+
+    Raises InvalidInput for a file that is missing, cannot be read, or has no such column.
+    """
+    for argument in arguments:
+        path = Path(argument)
+        suffix = path.suffix.lower()
+        if suffix not in _FILES:
+            if path.is_file():
+                raise InvalidInput(f"{path}: formulas are read from {', '.join(sorted(_FILES))} files")
+            yield AskedFormula(argument, argument)
+            continue
+        try:
+            cells = _lines(path) if suffix == ".txt" else _csv_cells(path) if suffix == ".csv" else _parquet_cells(path)
+            for place, text in cells:
+                yield AskedFormula(f"{path}:{place}", text)
+        except OSError as error:
+            raise InvalidInput(f"{path}: cannot be read ({error.strerror or error})") from None
+        except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+            raise InvalidInput(f"{path}: is no {suffix[1:]} file of formulas ({str(error).splitlines()[0]})") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip() and not line.startswith("#"):
+                yield number, line.strip()
+
+
+def _csv_cells(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        column = _column(path, reader.fieldnames or ())
+        for row in reader:
+            yield reader.line_num, (row[column] or "").strip()
+
+
+def _parquet_cells(path: Path) -> Iterator[tuple[int, str]]:
+    table = pq.ParquetFile(path)
+    column = _column(path, table.schema_arrow.names)
+    number = 0
+    for batch in table.iter_batches(columns=[column]):
+        for cell in batch.column(0).to_pylist():
+            yield number, "" if cell is None else str(cell).strip()
+            number += 1
+
+
+def _column(path: Path, names: Sequence[str]) -> str:
+    found = next((name for name in COLUMNS if name in names), None)
+    if found is None:
+        raise InvalidInput(f"{path}: no column of formulas ({', '.join(COLUMNS)}); it has {', '.join(map(str, names)) or 'none'}")
+    return found
+
+
+def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Path | None) -> list[Row]:
+    """Predict every formula under the method of the model's labels."""
+    asked = list(read_formulas(arguments))
+    ensemble = CompositionalEnsemble.load(model or current_weights(settings, "compositional"))
+    rows: list[Row] = []
+    known: list[tuple[Row, dict[int, float]]] = []
+    for formula in asked:
+        row: Row = {"input": formula.label, "formula": formula.text, **dict.fromkeys(_ANSWERED), Quantity.REFUSED: None}
+        rows.append(row)
+        try:
+            amounts = parse_amounts(formula.text)
+        except InvalidInput as error:
+            row[Quantity.REFUSED] = f"unreadable: {error}"
+            continue
+        if lacking := sorted(set(amounts) - ensemble.elements):
+            names = ", ".join(SYMBOLS[z] for z in lacking)
+            row[Quantity.REFUSED] = f"unsupported_element: the ensemble was not trained on {names} ({formula.text})"
+            continue
+        known.append((row, amounts))
+    answers = ensemble.answers([amounts for _, amounts in known])
+    for i, (row, _) in enumerate(known):
+        row[Quantity.E_FORM_PER_ATOM] = float(answers.e_form_per_atom[i])
+        row[Quantity.DECOMPOSITION_ENERGY] = _or_none(answers.decomposition_energy[i])
+        row[Quantity.SPREAD] = float(answers.spread[i])
+        row["p_stable"] = _or_none(answers.p_stable[i])
+        row[Quantity.METHOD] = ensemble.method
+        row["model"] = ensemble.model_id
+    return rows
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else float(value)  # noqa: PLR0124 - NaN where it was not learnt

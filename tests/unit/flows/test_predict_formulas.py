@@ -1,0 +1,73 @@
+"""`gnome predict --formula`: every formula has a row, in order, with an answer or a reason."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.cli import main
+from flows.predicting_formulas import predict_formulas, read_formulas
+from flows.settings import Settings
+from gnome.errors import InvalidInput
+
+
+def texts(*arguments: object) -> list[str]:
+    return [formula.text for formula in read_formulas([str(argument) for argument in arguments])]
+
+
+def test_formulas_come_from_arguments_and_files_in_order(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("# mine\nFe2O3\n\n  NaN  \n")
+    (tmp_path / "b.csv").write_text('name,formula\none,NaN\ntwo,"Ba(NO3)2"\nthree,\n')
+    pq.write_table(pa.table({"reduced_formula": ["KCl", None]}), tmp_path / "c.parquet")
+    found = texts("LiF", tmp_path / "a.txt", tmp_path / "b.csv", tmp_path / "c.parquet", "Cu")
+    assert found == ["LiF", "Fe2O3", "NaN", "NaN", "Ba(NO3)2", "", "KCl", "", "Cu"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("none.csv", None, "cannot be read"),
+        ("other.csv", b"a,b\n1,2\n", "no column of formulas"),
+        ("empty.csv", b"", "no column of formulas"),
+        ("latin.txt", b"Fe2O3\n\xff\xfe\n", "is no txt file"),
+        ("broken.parquet", b"PAR1 nothing", "is no parquet file"),
+        ("cell.cif", b"data_", "formulas are read from"),
+    ],
+)
+def test_files_that_hold_no_formulas(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InvalidInput, match=complaint):
+        texts(tmp_path / name)
+
+
+def test_every_formula_has_a_row_in_order(own_folder: Path) -> None:
+    asked = ["Fe2O3", "Fe3+", "Fe4O6", "Qq2", "", "18O2", "H1000000", "Li0", "Li0.5CoO2", "CH3COOH", "C2H4O2", "Lr2O3", "D2O"]
+    rows = predict_formulas(Settings(), asked, model=None)
+    assert [row["formula"] for row in rows] == asked
+    refused = {row["formula"]: row["refused"] for row in rows if row["refused"]}
+    assert list(refused) == ["Fe3+", "Qq2", "", "18O2", "H1000000", "Li0", "Lr2O3", "D2O"]
+    assert all(formula in reason for formula, reason in refused.items())
+    assert "charges" in refused["Fe3+"]
+    assert "isotopes" in refused["18O2"]
+    answered = {row["formula"]: row["e_form_per_atom"] for row in rows if not row["refused"]}
+    assert answered["Fe2O3"] == pytest.approx(answered["Fe4O6"], abs=1e-6)
+    assert answered["CH3COOH"] == pytest.approx(answered["C2H4O2"], abs=1e-6)
+    assert -3 < answered["Fe2O3"] < -1
+    assert all(set(row) == set(rows[0]) for row in rows)
+
+
+def test_as_a_user_types_it(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--formula", "NaCl", "Xx", "--json"])
+    assert ended.value.code == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["formula"] for row in rows] == ["NaCl", "Xx"]
+    assert rows[0]["refused"] is None
+    assert "Xx" in rows[1]["refused"]
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--formula", "nothing.csv"])
+    assert ended.value.code == 2
+    assert "nothing.csv" in capsys.readouterr().err
