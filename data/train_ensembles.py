@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import torch
 import torch.multiprocessing as mp
@@ -23,13 +24,13 @@ import torch.multiprocessing as mp
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import parse_formula
 from gnome.crystals.shards import read_shard
-from gnome.models.checkpoint import load_ensemble, make_network, save_ensemble
+from gnome.models.checkpoint import load_ensemble, save_ensemble
+from gnome.models.compositional import TARGETS, CompositionalSettings
 from gnome.models.datasets import Split, labelled_subset, pack_crystals, split_by_formula
 from gnome.models.ensemble import median_and_spread
-from gnome.models.formula_graph import FormulaGraphSettings
 from gnome.models.formulas import PackedFormulas
 from gnome.models.metrics import atomic_fractions, fit_linear_model, score
-from gnome.models.recipes import EnsembleSettings, train_member
+from gnome.models.recipes import EnsembleSettings, train_member, untrained
 from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, TrainSettings, predict
 from gnome.quantities import Quantity
@@ -38,6 +39,7 @@ METHOD = "pbe-mp2020"
 LICENCES = [
     "WBM: CC BY 4.0 (Wang, Botti, Marques, npj Comput. Mater. 7, 12 (2021))",
     "Materials Project: CC BY 4.0 (Jain et al. 2013)",
+    "CritExam: CC BY 4.0 (Bartel et al., npj Comput. Mater. 6, 97 (2020))",
 ]
 
 
@@ -88,14 +90,14 @@ def train_all(kind: str, settings: EnsembleSettings, data: tuple, options: argpa
     log(f"{kind}: {settings.members} members in {time.perf_counter() - begin:.0f} s")
     members = []
     for index in range(settings.members):
-        network = make_network(kind, vars(settings.network))
+        network = untrained(settings.network)
         network.load_state_dict(torch.load(folder / f"{kind}{index}.weights.pt", map_location="cpu", weights_only=True))
         members.append(network)
     return members
 
 
 def ensemble_predictions(path: Path, inputs: object, device: str) -> np.ndarray:
-    """Median over the members as shipped (weights rounded to FP16)."""
+    """Medians over the members as shipped (weights rounded to FP16), a row an input."""
     members, _ = load_ensemble(path)
     energies = np.stack([predict(member.to(device), inputs).double().cpu().numpy() for member in members])
     return median_and_spread(energies)[0]
@@ -148,38 +150,103 @@ def read_structures(options: argparse.Namespace) -> Structures:
     return Structures(crystals, np.array(columns["source"][: options.rows]), targets, split, card)
 
 
+SCHEMES = [
+    {
+        "method": METHOD,
+        "labels": "lowest e_form_per_atom of each formula in WBM and Materials Project structures, MP2020 corrections",
+    },
+    {
+        "method": "pbe-mp-critexam",
+        "decomposition_energy": True,
+        "labels": "e_form_per_atom and decomposition_energy of CritExam (Bartel et al. 2020): Materials Project ground states of 2019 "
+        "with the older corrections of that time; not comparable with MP2020",
+    },
+    {
+        "method": "pbe-mp-matbench",
+        "labels": "lowest e_form_per_atom of each formula in matbench_mp_e_form, the older corrections",
+    },
+]
+"""The label schemes that formulas are learnt under together, and predictions asked for under one."""
+
+FORMULA_TRAIN = TrainSettings(
+    batch_size=1024,
+    learning_rate=1e-3,
+    weight_decay=1e-2,
+    warm_up=0.05,
+    ema_decay=0.999,
+    fraction_jitter=0.02,
+    eval_batch_size=8192,
+)
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """Labelled formulas of all schemes; rows of the parts, `reported` being CritExam's own validation file."""
+
+    pack: PackedFormulas
+    targets: np.ndarray
+    split: Split
+    reported: np.ndarray
+
+
+def read_formulas(shards: Path) -> Formulas:
+    """Join both shards: no formula of a validation or test part is trained on under any scheme."""
+    table = pq.read_table(shards / "formulas.parquet").to_pandas()
+    table["scheme"] = table["scheme"].replace(1, 2)
+    critexam = pq.read_table(shards / "critexam.parquet").to_pandas().assign(scheme=1)
+    joined = pd.concat([table, critexam], ignore_index=True)
+    names, scheme = joined[Quantity.REDUCED_FORMULA], joined["scheme"].to_numpy()
+    parts = split_by_formula(names.tolist())
+    in_file = joined["part"].fillna("").to_numpy()
+    reported = np.flatnonzero(in_file == "val")
+    choose = np.isin(np.arange(len(joined)), parts.validation) & (scheme < 2) & (in_file != "val")
+    test = np.isin(np.arange(len(joined)), parts.test) & (scheme == 0)
+    held = set(names[choose | test]) | set(names.iloc[reported])
+    usable = (in_file == "train") | ((scheme != 1) & np.isin(np.arange(len(joined)), parts.train))
+    train = usable & ~names.isin(held).to_numpy() & ~choose
+    pack = PackedFormulas.from_compositions([parse_formula(name) for name in names], scheme.tolist())
+    split = Split(np.flatnonzero(train), np.flatnonzero(choose), np.flatnonzero(test))
+    return Formulas(pack, joined[list(TARGETS)].to_numpy(dtype=np.float64), split, reported)
+
+
 def train_compositional(structures: Structures, train: TrainSettings, options: argparse.Namespace) -> None:
     """Train the formula ensemble and write it with its card."""
-    table = pq.read_table(options.shards / "formulas.parquet").to_pydict()
-    scheme = np.array(table["scheme"])
-    targets = np.array(table[Quantity.E_FORM_PER_ATOM])
-    compositions = [parse_formula(formula) for formula in table[Quantity.REDUCED_FORMULA]]
-    pack = PackedFormulas.from_compositions(compositions, scheme.tolist())
-    parts = split_by_formula(table[Quantity.REDUCED_FORMULA])
-    chosen = parts.validation[scheme[parts.validation] == 0]
+    formulas = read_formulas(options.shards)
+    targets, split = formulas.targets, formulas.split
+    own = targets[split.train]
+    centre = np.nanmedian(own, 0)
     settings = EnsembleSettings(
-        network=FormulaGraphSettings(width=options.width, steps=options.steps, n_schemes=2, **structures.shape),
-        train=replace(train, volume_jitter=0.0, epochs=options.formula_epochs),
-        members=options.members,
-    )
-    members = train_all("compositional", settings, (pack, targets, parts.train, chosen), options)
+        network=CompositionalSettings(
+            depth=options.depth, width=options.formula_width, heads=8, activation="swiglu", hidden=2 * options.formula_width,
+            n_schemes=len(SCHEMES), shifts=tuple(centre.tolist()), scales=tuple(np.nanmean(np.abs(own - centre), 0).tolist()),
+        ),
+        train=replace(FORMULA_TRAIN, epochs=options.formula_epochs, precision=train.precision),
+        members=options.formula_members,
+    )  # fmt: skip
+    members = train_all("compositional", settings, (formulas.pack, targets, split.train, split.validation), options)
     path = options.out / "compositional.safetensors"
-    save_ensemble(path, members, structures.card)
+    card = {
+        **structures.card,
+        "elements": sorted({int(z) for z in formulas.pack.atomic_numbers[split.train].unique() if z}),
+        "schemes": SCHEMES,
+        "trained_on": f"{len(split.train)} labelled formulas, see schemes; none of a formula that any part is chosen by or reported on",
+    }
+    save_ensemble(path, members, card)
     metrics = structures.linear_score()
     wbm_test = structures.wbm_test
     of_structures = PackedFormulas.from_compositions([structures.crystals[i].composition for i in wbm_test])
     predicted = ensemble_predictions(path, of_structures.to(options.device), options.device)
-    metrics["compositional, WBM test structures"] = score(predicted, structures.targets[wbm_test])
-    for name, index in (("lowest energy a formula, MP2020", 0), ("lowest energy a formula, older MP scheme", 1)):
-        rows = parts.test[scheme[parts.test] == index]
-        inputs = labelled_subset(pack, targets, rows, options.device)
-        predicted = ensemble_predictions(path, inputs.inputs, options.device)
-        metrics[f"compositional, test, {name}"] = score(predicted, targets[rows])
-    trained_on = (
-        f"{len(parts.train)} formulas: the lowest energy of each in WBM and Materials Project structures (scheme 0, "
-        "MP2020 corrections, the one predicted) and in matbench_mp_e_form (scheme 1, older corrections)"
-    )
-    write_card(path, members, {**structures.card, "trained_on": trained_on, "metrics": metrics})
+    metrics["compositional, WBM test structures"] = score(predicted[:, 0], structures.targets[wbm_test])
+    inputs = labelled_subset(formulas.pack, targets, split.test, options.device)
+    predicted = ensemble_predictions(path, inputs.inputs, options.device)
+    metrics["compositional, test, lowest energy a formula, MP2020"] = score(predicted[:, 0], targets[split.test, 0])
+    inputs = labelled_subset(formulas.pack, targets, formulas.reported, options.device)
+    predicted = ensemble_predictions(path, inputs.inputs, options.device)
+    for column, name in enumerate(TARGETS):
+        metrics[f"compositional, CritExam validation file, {name}"] = score(
+            predicted[:, column], targets[formulas.reported, column]
+        )
+    write_card(path, members, {**card, "metrics": metrics})
 
 
 def train_structural(structures: Structures, train: TrainSettings, options: argparse.Namespace) -> None:
@@ -227,6 +294,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--cutoff", type=float, default=4.0)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--formula-epochs", type=int, default=60)
+    parser.add_argument("--formula-members", type=int, default=10)
+    parser.add_argument("--formula-width", type=int, default=192)
+    parser.add_argument("--depth", type=int, default=5, help="blocks of the formula networks")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=5.55e-4)
     parser.add_argument("--volume-jitter", type=float, default=0.1)

@@ -113,7 +113,7 @@ def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Pat
         row[Quantity.DECOMPOSITION_ENERGY] = _or_none(answers.decomposition_energy[i])
         row[Quantity.SPREAD] = float(answers.spread[i])
         row["p_stable"] = _or_none(answers.p_stable[i])
-        row[Quantity.METHOD] = ensemble.method
+        row[Quantity.METHOD] = answers.method
         row["model"] = ensemble.model_id
     return rows
 

@@ -81,7 +81,7 @@ class StructuralEnsemble(_Ensemble[StructuralNetwork]):
 
 @dataclass(frozen=True)
 class FormulaAnswers:
-    """What an ensemble says of formulas, arrays (n,), eV/atom; NaN where its networks did not learn it.
+    """What an ensemble says of formulas under a method, arrays (n,), eV/atom; NaN where its networks did not learn it.
 
     Medians over the members, the inter-quartile ranges of e_form_per_atom (`spread`), and the mean probability of being stable.
     """
@@ -90,6 +90,7 @@ class FormulaAnswers:
     spread: NDArray[np.float64]
     decomposition_energy: NDArray[np.float64]
     p_stable: NDArray[np.float64]
+    method: str
 
 
 class CompositionalEnsemble(_Ensemble[FormulaNetwork]):
@@ -101,27 +102,40 @@ class CompositionalEnsemble(_Ensemble[FormulaNetwork]):
         members, card = _load(path, "compositional", (CompositionalNetwork.kind, FormulaGraphNetwork.kind), device)
         return cls([member for member in members if isinstance(member, FormulaNetwork)], card)
 
+    @property
+    def schemes(self) -> list[str]:
+        """Methods of the label schemes that it learnt, in order; the first is its own."""
+        return [str(scheme["method"]) for scheme in self.card.get("schemes", [])] or [self.method]
+
+    @property
+    def stability_scheme(self) -> int:
+        """Number of the first scheme with decomposition energies, else 0."""
+        known = [bool(scheme.get("decomposition_energy")) for scheme in self.card.get("schemes", [])]
+        return known.index(True) if any(known) else 0
+
     def member_energies(self, compositions: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
         """Predict eV/atom, shape (members, compositions)."""
-        return self._member_answers(compositions)[:, :, 0]
+        return self._member_answers(compositions, scheme=0)[:, :, 0]
 
     def answers(self, compositions: Sequence[Mapping[int, float]]) -> FormulaAnswers:
-        """Answer all that the members have learnt; only proportions count."""
-        found = self._member_answers(compositions)
+        """Answer all that the members have learnt, under the scheme that has decomposition energies; only proportions count."""
+        scheme = self.stability_scheme
+        found = self._member_answers(compositions, scheme=scheme)
         e_form, spread = median_and_spread(found[:, :, 0])
-        if found.shape[2] == 1:
-            unknown = np.full(len(compositions), np.nan)
-            return FormulaAnswers(e_form, spread, unknown, unknown)
-        p_stable = 1 / (1 + np.exp(-found[:, :, -1]))
-        return FormulaAnswers(e_form, spread, np.median(found[:, :, 1], axis=0), p_stable.mean(axis=0))
+        decomposition = p_stable = np.full(len(compositions), np.nan)
+        if found.shape[2] > 1:
+            decomposition = np.median(found[:, :, 1], axis=0)
+            p_stable = (1 / (1 + np.exp(-found[:, :, -1]))).mean(axis=0)
+        return FormulaAnswers(e_form, spread, decomposition, p_stable, self.schemes[scheme])
 
     @torch.inference_mode()
-    def _member_answers(self, compositions: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
+    def _member_answers(self, compositions: Sequence[Mapping[int, float]], *, scheme: int) -> NDArray[np.float64]:
         """Return (members, compositions, answers of a network)."""
         n_answers = ANSWERS if isinstance(self.members[0], CompositionalNetwork) else 1
         out = np.empty((len(self.members), len(compositions), n_answers))
         device = next(self.members[0].parameters()).device
-        for rows, batch in PackedFormulas.from_compositions(compositions).to(device).by_size(MAX_FORMULAS_PER_BATCH):
+        packed = PackedFormulas.from_compositions(compositions, [scheme] * len(compositions)).to(device)
+        for rows, batch in packed.by_size(MAX_FORMULAS_PER_BATCH):
             for m, member in enumerate(self.members):
                 out[m, rows.cpu().numpy()] = member(batch).double().cpu().numpy().reshape(len(rows), n_answers)
         return out

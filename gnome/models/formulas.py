@@ -42,7 +42,9 @@ class PackedFormulas:
             for column, (z, amount) in enumerate(sorted(composition.items())):
                 numbers[row, column] = z
                 fractions[row, column] = amount / total
-        schemes = torch.zeros(len(compositions), dtype=torch.long) if scheme is None else torch.tensor(list(scheme))
+        schemes = (
+            torch.zeros(len(compositions), dtype=torch.long) if scheme is None else torch.tensor(list(scheme), dtype=torch.long)
+        )
         return cls(torch.from_numpy(numbers), torch.from_numpy(fractions), schemes)
 
     def __len__(self) -> int:

@@ -203,12 +203,19 @@ def test_an_ensemble_keeps_its_contract_and_answers_all(tmp_path: Path) -> None:
     settings = EnsembleSettings(network=SMALL, train=TrainSettings(epochs=1, batch_size=20), members=3)
     members = [train_member(i, settings, examples, examples) for i in range(3)]
     path = tmp_path / "formulas.safetensors"
-    save_ensemble(path, members, {"method": "test", "elements": [3, 8, 11, 17, 26]})
+    schemes = [{"method": "test"}, {"method": "older", "decomposition_energy": True}]
+    save_ensemble(path, members, {"method": "test", "elements": [3, 8, 11, 17, 26], "schemes": schemes})
     ensemble = CompositionalEnsemble.load(path)
     compositions = [{3: 1, 8: 2}, {26: 2, 8: 3}, {11: 1, 17: 1}, {3: 1, 26: 1, 8: 2}]
     validate_formula_model(ensemble, compositions)
     answers = ensemble.answers(compositions)
-    np.testing.assert_allclose(answers.e_form_per_atom, np.median(ensemble.member_energies(compositions), axis=0))
+    assert answers.method == "older"
+    batch = whole(PackedFormulas.from_compositions(compositions, [1] * len(compositions)))
+    with torch.inference_mode():
+        expected = torch.stack([member(batch) for member in ensemble.members]).median(0).values  # type: ignore[operator]
+    np.testing.assert_allclose(answers.e_form_per_atom, expected[:, 0], atol=1e-5)
+    np.testing.assert_allclose(answers.decomposition_energy, expected[:, 1], atol=1e-5)
+    assert np.abs(answers.e_form_per_atom - np.median(ensemble.member_energies(compositions), axis=0)).max() > 0
     assert ((answers.p_stable > 0) & (answers.p_stable < 1)).all()
     assert np.isfinite(answers.decomposition_energy).all()
     assert (answers.spread >= 0).all()
