@@ -1,8 +1,8 @@
 """`gnome train`: shards of labelled crystals in, an ensemble with its card out."""
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,21 +10,22 @@ import numpy as np
 import torch
 
 from flows.progress import Listener
-from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import parse_formula
 from gnome.errors import InvalidInput
 from gnome.models.checkpoint import load_ensemble, save_ensemble
-from gnome.models.datasets import labelled_subset, pack_crystals, read_labelled_crystals, split_by_formula
+from gnome.models.compositional import TARGETS, CompositionalSettings
+from gnome.models.datasets import Split, labelled_subset, pack_crystals, read_labelled_crystals, split_by_formula
 from gnome.models.ensemble import median_and_spread
-from gnome.models.formula_graph import FormulaGraphSettings
-from gnome.models.formulas import PackedFormulas
+from gnome.models.formula_labels import read_labelled_formulas
 from gnome.models.linear import Precision
 from gnome.models.metrics import Array, atomic_fractions, fit_linear_model, score
-from gnome.models.recipes import EnsembleSettings, train_member
+from gnome.models.recipes import EnsembleSettings, NetworkSettings, train_member
 from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, Inputs, TrainSettings, predict
 
 MIN_EXAMPLES = 20
+AVERAGED_EPOCHS = 2
+"""Epochs over which the weights of formula networks are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,34 +59,33 @@ class TrainRequest:
                 raise InvalidInput(f"{name} is {getattr(self, name)}, expected 1 or more")
 
 
+@dataclass(frozen=True)
+class Examples:
+    """What to train on: inputs, their labels (n,) or (n, targets), and their formulas."""
+
+    inputs: Inputs
+    targets: Array
+    formulas: list[str]
+
+    @property
+    def columns(self) -> Array:
+        """Labels as columns (n, targets)."""
+        return self.targets.reshape(len(self.targets), -1)
+
+
 def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
     """Train and measure; returns the card as it was written."""
-    crystals, targets = read_labelled_crystals(request.files)
-    inputs, targets, formulas = _inputs(request.kind, crystals, targets)
-    split = split_by_formula(formulas)
+    examples = read_examples(request)
+    split = split_by_formula(examples.formulas)
     if min(len(split.train), len(split.validation)) < MIN_EXAMPLES:
         raise InvalidInput(
             f"{len(split.train)} examples to train and {len(split.validation)} to validate on (split by the hash of the formula); "
             f"at least {MIN_EXAMPLES} of each are needed"
         )
-    scale, shift = float(targets[split.train].std()) or 1.0, float(targets[split.train].mean())
-    kind = StructuralSettings if request.kind == "structural" else FormulaGraphSettings
-    network = kind(width=request.width, scale=scale, shift=shift)
+    recipe = recipe_for(request, examples.columns[split.train])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    recipe = EnsembleSettings(
-        network=network,
-        train=TrainSettings(
-            epochs=request.epochs,
-            batch_size=request.batch_size,
-            learning_rate=request.learning_rate,
-            precision=cast(Precision, request.precision),
-            volume_jitter=0.1 if request.kind == "structural" else 0.0,
-            seed=request.seed,
-        ),
-        members=request.members,
-    )
     train, validation, test = (
-        labelled_subset(inputs, targets, rows, device) for rows in (split.train, split.validation, split.test)
+        labelled_subset(examples.inputs, examples.targets, rows, device) for rows in (split.train, split.validation, split.test)
     )
     state = request.out.with_suffix(".state")
     with listener.stage("training", request.members * request.epochs, "epochs") as count:
@@ -98,34 +98,75 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
         ]
     card: dict[str, Any] = {
         "method": request.method,
-        "elements": sorted({z for i in split.train for z in parse_formula(formulas[i])}),
+        "elements": sorted({z for i in split.train for z in parse_formula(examples.formulas[i])}),
         "trained_on": f"{len(split.train)} examples of {', '.join(path.name for path in request.files)}",
         "split": "md5 of the reduced formula modulo 100: train 0-54, validation 55-59, test 60-69",
         "metrics": {},
     }
+    if request.kind == "compositional":
+        knows = bool(np.isfinite(examples.columns[split.train, 1]).any())
+        card["schemes"] = [{"method": request.method, "decomposition_energy": knows}]
     written = save_ensemble(request.out, members, card)
     if len(split.test) > 1:
-        fractions = atomic_fractions([parse_formula(formula) for formula in formulas])
-        linear = fractions @ fit_linear_model(fractions[split.train], targets[split.train])
         shipped, _ = load_ensemble(request.out)  # the weights as they were rounded for the file
-        energies = np.stack([predict(member.to(device), test.inputs).double().cpu().numpy() for member in shipped])
-        card["metrics"] = {
-            "linear model over elements": score(linear[split.test], targets[split.test]),
-            f"{request.kind} ensemble": score(median_and_spread(energies)[0], targets[split.test]),
-        }
+        answers = np.stack([predict(member.to(device), test.inputs).double().cpu().numpy() for member in shipped])
+        card["metrics"] = measured(request.kind, examples, split, median_and_spread(answers)[0])
         written = save_ensemble(request.out, members, card)
     shutil.rmtree(state, ignore_errors=True)
     return written
 
 
-def _inputs(kind: str, crystals: Sequence[Crystal], targets: Array) -> tuple[Inputs, Array, list[str]]:
+def read_examples(request: TrainRequest) -> Examples:
     """Pack graphs of all crystals, or formulas with their lowest energies."""
-    if kind == "structural":
+    if request.kind == "structural":
+        crystals, energies = read_labelled_crystals(request.files)
         pack = pack_crystals(crystals, StructuralSettings().cutoff, workers=2)
-        return pack, targets, [crystal.reduced_formula for crystal in crystals]
-    lowest: dict[str, float] = {}
-    for crystal, target in zip(crystals, targets, strict=True):
-        lowest[crystal.reduced_formula] = min(float(target), lowest.get(crystal.reduced_formula, float("inf")))
-    formulas = sorted(lowest)
-    pack_of_formulas = PackedFormulas.from_compositions([parse_formula(formula) for formula in formulas])
-    return pack_of_formulas, np.array([lowest[formula] for formula in formulas]), formulas
+        return Examples(pack, energies, [crystal.reduced_formula for crystal in crystals])
+    labelled = read_labelled_formulas(request.files)
+    return Examples(labelled.pack(), labelled.targets, labelled.formulas)
+
+
+def recipe_for(request: TrainRequest, targets: Array) -> EnsembleSettings:
+    """Choose the network and how it is trained, given the training part's labels (n, targets)."""
+    centres, spreads = (_of_known(targets, f, default) for f, default in ((np.mean, 0.0), (np.std, 1.0)))
+    train = TrainSettings(
+        epochs=request.epochs,
+        batch_size=request.batch_size,
+        learning_rate=request.learning_rate,
+        precision=cast(Precision, request.precision),
+        seed=request.seed,
+    )
+    if request.kind == "structural":
+        network: NetworkSettings = StructuralSettings(width=request.width, scale=spreads[0], shift=centres[0])
+        return EnsembleSettings(network=network, train=replace(train, volume_jitter=0.1), members=request.members)
+    heads = next(heads for heads in (8, 4, 2, 1) if request.width % heads == 0)
+    network = CompositionalSettings(width=request.width, heads=heads, scales=tuple(spreads), shifts=tuple(centres))
+    steps = max(2.0, AVERAGED_EPOCHS * len(targets) / request.batch_size)
+    averaged = 0.0 if request.precision == "fp8" else 1 - 1 / steps
+    train = replace(train, warm_up=0.05, fraction_jitter=0.02, ema_decay=averaged)
+    return EnsembleSettings(network=network, train=train, members=request.members)
+
+
+def _of_known(targets: Array, statistic: Callable[[Array], Any], default: float) -> list[float]:
+    """Apply to the known labels of each column."""
+    known = [column[np.isfinite(column)] for column in targets.T]
+    return [float(statistic(column)) or default if len(column) else default for column in known]
+
+
+def measured(kind: str, examples: Examples, split: Split, medians: Array) -> dict[str, Any]:
+    """Score the medians of the ensemble (n,) or (n, answers) on the test part, beside a linear model over elements."""
+    fractions = atomic_fractions([parse_formula(formula) for formula in examples.formulas])
+    metrics = {}
+    for column in range(examples.columns.shape[1]):
+        labels = examples.columns[:, column]
+        train = split.train[np.isfinite(labels[split.train])]
+        known = np.isfinite(labels[split.test])
+        if min(len(train), known.sum()) < 2:
+            continue
+        test = split.test[known]
+        linear = fractions[test] @ fit_linear_model(fractions[train], labels[train])
+        of_target = "" if column == 0 else f", {TARGETS[column]}"
+        metrics[f"linear model over elements{of_target}"] = score(linear, labels[test])
+        predicted = medians.reshape(len(medians), -1)[known, column]
+        metrics[f"{kind} ensemble{of_target}"] = score(predicted, labels[test])
+    return metrics

@@ -50,8 +50,8 @@ class CompositionalSettings:
     dropout: float = 0.1
     head_layers: int = 2
     n_schemes: int = 1
-    scales: tuple[float, float] = (1.0, 0.1)
-    shifts: tuple[float, float] = (-1.5, 0.0)
+    scales: tuple[float, ...] = (1.0, 0.1)
+    shifts: tuple[float, ...] = (-1.5, 0.0)
     scale_weight: float = 0.1
     stable_weight: float = 0.2
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -60,13 +62,16 @@ def test_train_writes_weights_that_predict_and_a_card_that_says_what_they_are(ru
     members, stored = load_ensemble(Path("mine.safetensors"))
     assert stored == card
     assert len(members) == 2
-    assert (card["kind"], card["method"], card["settings"]["width"]) == (kind, "made-up", 16)
+    assert (card["kind"].split("-")[0], card["method"], card["settings"]["width"]) == (kind, "made-up", 16)
     assert "labelled.parquet" in card["trained_on"]
     metrics = card["metrics"][f"{kind} ensemble"]
     assert metrics["n"] > 20
     assert metrics["mae"]["low"] <= metrics["mae"]["value"] <= metrics["mae"]["high"]
     assert metrics["mae"]["value"] < 0.5
     assert "linear model over elements" in card["metrics"]
+    if kind == "compositional":
+        rows = run("predict", "--formula", "LiF", "--model", "mine.safetensors", "--json")
+        assert (rows[0]["method"], rows[0]["refused"]) == ("made-up", None)
     if kind == "structural":
         known = [crystal for crystal in read_shard(shard)[0] if set(crystal.composition) <= set(card["elements"])]
         write_shard(Path("three.parquet"), known[:3])
@@ -167,3 +172,49 @@ def test_oxides_near_the_hull_of_the_shipped_seeds(run: Run, tmp_path: Path, mon
     assert len(expected) > 50
     assert found == pytest.approx(expected, abs=1e-9)
     assert all(row["origin"] == "seed" and row["method"] == hull.method for row in rows)
+
+
+def table_of_formulas(path: Path, **changes: list[object]) -> Path:
+    """Formulas of two elements with both energies, some decomposition energies unknown."""
+    symbols = ("Li", "Na", "K", "Mg", "Ca", "F", "Cl", "O", "S", "Fe", "Ni", "Cu", "Zn", "Ga", "Sr", "Al")
+    formulas = [f"{a}{n}{b}" for i, a in enumerate(symbols) for b in symbols[i + 1 :] for n in ("", 2, 3, 4, 5)]
+    columns: dict[str, list[object]] = {
+        "reduced_formula": list(formulas),
+        "e_form_per_atom": [-0.01 * len(formula) - 0.5 * ("F" in formula) for formula in formulas],
+        "decomposition_energy": [None if i % 5 == 0 else 0.1 * ("O" in formula) for i, formula in enumerate(formulas)],
+    }
+    pq.write_table(
+        pa.table(columns | {name: (values + columns[name])[: len(formulas)] for name, values in changes.items()}), path
+    )
+    return path
+
+
+def test_formulas_are_trained_on_both_energies(run: Run) -> None:
+    table = table_of_formulas(Path("formulas.parquet"))
+    card = run("train", "compositional", table, "--out", "mine.safetensors", *SMALL, "--json")
+    assert card["schemes"] == [{"method": "made-up", "decomposition_energy": True}]
+    assert {"compositional ensemble", "compositional ensemble, decomposition_energy"} <= set(card["metrics"])
+    rows = run("predict", "--formula", "NaCl", "Na2Cl2", "--model", "mine.safetensors", "--json")
+    assert rows[0]["decomposition_energy"] == pytest.approx(rows[1]["decomposition_energy"], abs=1e-6)
+    assert 0 < rows[0]["p_stable"] < 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reduced_formula": ["Qq2"]}, "row 0: formula 'Qq2'"),
+        ({"e_form_per_atom": [99.0]}, "e_form_per_atom = 99.0"),
+        ({"e_form_per_atom": [None], "decomposition_energy": [None]}, "no label"),
+        ({"decomposition_energy": [float("nan")]}, "decomposition_energy = nan"),
+    ],
+)
+def test_tables_that_cannot_be_trained_on(
+    capfd: pytest.CaptureFixture[str], changes: dict[str, list[object]], words: str
+) -> None:
+    table = table_of_formulas(Path("formulas.parquet"), **changes)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "compositional", str(table), "--method", "m"])
+    assert ended.value.code == 2
+    err = capfd.readouterr().err
+    assert words in err
+    assert "formulas.parquet" in err
