@@ -38,9 +38,10 @@ from gnome.models.recipes import NetworkSettings, untrained
 from gnome.models.training import EpochRecord, Labelled, TrainSettings, fit, predict
 from gnome.quantities import Quantity
 
-OURS = CompositionalSettings(n_schemes=3)
+OURS = CompositionalSettings(depth=5, width=192, activation="swiglu", hidden=384, n_schemes=3)
+"""What ships."""
 TRAIN = TrainSettings(
-    epochs=200, batch_size=1024, learning_rate=1e-3, weight_decay=1e-2, warm_up=0.05, ema_decay=0.999, fraction_jitter=0.02,
+    epochs=200, batch_size=1024, learning_rate=2e-3, weight_decay=1e-2, warm_up=0.05, ema_decay=0.999, fraction_jitter=0.02,
     precision="bf16", eval_batch_size=8192,
 )  # fmt: skip
 ARMS: dict[str, NetworkSettings] = {
@@ -48,8 +49,8 @@ ARMS: dict[str, NetworkSettings] = {
     "sasp": replace(OURS, block="sasp"),
     "preln": replace(OURS, block="preln"),
     "parallel": replace(OURS, block="parallel"),
-    "sas wide": replace(OURS, width=512, dropout=0.2),
-    "sas deep": replace(OURS, depth=6, activation="swiglu", hidden=512),
+    "sas relu": replace(OURS, activation="relu", hidden=768),
+    "sas wide": replace(OURS, width=384, hidden=768, dropout=0.2),
     "gnome e_form": FormulaGraphSettings(),
     "gnome decomposition": FormulaGraphSettings(),
 }
@@ -101,9 +102,9 @@ def settings_of(arm: str, parts: dict[str, tuple[PackedFormulas, np.ndarray]]) -
     raise ValueError(f"{arm} is no network of formulas")
 
 
-def run(job: tuple[str, int, TrainSettings, Path, str]) -> tuple[Row, dict[str, np.ndarray]]:
+def run(job: tuple[str, int, TrainSettings, Path, str, bool]) -> tuple[Row, dict[str, np.ndarray]]:
     """Train once; returns what is reported, and the answers for it."""
-    arm, seed, settings, folder, device = job
+    arm, seed, settings, folder, device, compiled = job
     torch.set_float32_matmul_precision("high")
     if device == "cuda":
         torch.set_num_threads(1)
@@ -130,7 +131,7 @@ def run(job: tuple[str, int, TrainSettings, Path, str]) -> tuple[Row, dict[str, 
     train = labelled("train")
     if arm.endswith("+"):  # as many steps
         settings = replace(settings, epochs=max(1, round(settings.epochs * 59509 / len(train.inputs))))
-    history = fit(network, train, labelled("chosen by"), replace(settings, seed=seed), on_epoch=say)
+    history = fit(network, train, labelled("chosen by"), replace(settings, seed=seed), on_epoch=say, compile_network=compiled)
     answers = {
         name: predict(network, parts[name][0].to(device), batch_size=8192).float().cpu().numpy()
         for name in ("chosen by", "reported")
@@ -192,6 +193,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=TRAIN.epochs)
     parser.add_argument("--learning-rate", type=float, default=TRAIN.learning_rate)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--jobs", type=int, default=16, help="runs at a time on a GPU")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -199,7 +201,7 @@ def main() -> None:
     print(conditions())
     out = Path(os.environ.get("OUT", "."))
     (out / "compositional_answers").mkdir(exist_ok=True)
-    jobs = [(arm, seed, settings, options.shards, device) for seed in options.seeds for arm in options.arms]
+    jobs = [(arm, seed, settings, options.shards, device, options.compile) for seed in options.seeds for arm in options.arms]
     rows = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(options.jobs, len(jobs)) if device == "cuda" else 1, mp_context=context) as pool:
