@@ -199,11 +199,12 @@ def read_formulas(shards: Path) -> Formulas:
     parts = split_by_formula(names.tolist())
     in_file = joined["part"].fillna("").to_numpy()
     reported = np.flatnonzero(in_file == "val")
-    choose = np.isin(np.arange(len(joined)), parts.validation) & (scheme < 2) & (in_file != "val")
+    unreported = ~names.isin(set(names.iloc[reported])).to_numpy()
+    choose = np.isin(np.arange(len(joined)), parts.validation) & (scheme < 2) & unreported
     test = np.isin(np.arange(len(joined)), parts.test) & (scheme == 0)
     held = set(names[choose | test]) | set(names.iloc[reported])
     usable = (in_file == "train") | ((scheme != 1) & np.isin(np.arange(len(joined)), parts.train))
-    train = usable & ~names.isin(held).to_numpy() & ~choose
+    train = usable & ~names.isin(held).to_numpy()
     pack = PackedFormulas.from_compositions([parse_formula(name) for name in names], scheme.tolist())
     split = Split(np.flatnonzero(train), np.flatnonzero(choose), np.flatnonzero(test))
     return Formulas(pack, joined[list(TARGETS)].to_numpy(dtype=np.float64), split, reported)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from flows.settings import Settings
 from flows.workspace import current_weights
 from gnome.crystals.elements import SYMBOLS
-from gnome.crystals.formula import parse_amounts
+from gnome.crystals.formula import MAX_FORMULA_LENGTH, parse_amounts
 from gnome.errors import InvalidInput
 from gnome.models.ensemble import CompositionalEnsemble
 from gnome.quantities import Quantity
@@ -42,7 +42,7 @@ def read_formulas(arguments: Sequence[str]) -> Iterator[AskedFormula]:
         path = Path(argument)
         suffix = path.suffix.lower()
         if suffix not in _FILES:
-            if path.is_file():
+            if len(argument) <= MAX_FORMULA_LENGTH and path.is_file():
                 raise InvalidInput(f"{path}: formulas are read from {', '.join(sorted(_FILES))} files")
             yield AskedFormula(argument, argument)
             continue

@@ -110,8 +110,12 @@ class CompositionalEnsemble(_Ensemble[FormulaNetwork]):
     @property
     def stability_scheme(self) -> int:
         """Number of the first scheme with decomposition energies, else 0."""
-        known = [bool(scheme.get("decomposition_energy")) for scheme in self.card.get("schemes", [])]
+        known = self._knows_stability
         return known.index(True) if any(known) else 0
+
+    @property
+    def _knows_stability(self) -> list[bool]:
+        return [bool(scheme.get("decomposition_energy")) for scheme in self.card.get("schemes", [])] or [False]
 
     def member_energies(self, compositions: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
         """Predict eV/atom, shape (members, compositions)."""
@@ -123,7 +127,7 @@ class CompositionalEnsemble(_Ensemble[FormulaNetwork]):
         found = self._member_answers(compositions, scheme=scheme)
         e_form, spread = median_and_spread(found[:, :, 0])
         decomposition = p_stable = np.full(len(compositions), np.nan)
-        if found.shape[2] > 1:
+        if found.shape[2] > 1 and self._knows_stability[scheme]:
             decomposition = np.median(found[:, :, 1], axis=0)
             p_stable = (1 / (1 + np.exp(-found[:, :, -1]))).mean(axis=0)
         return FormulaAnswers(e_form, spread, decomposition, p_stable, self.schemes[scheme])

@@ -181,6 +181,9 @@ class _Trainer:
         """Train one epoch and validate."""
         settings = self.settings
         self.network.train()
+        torch.manual_seed(
+            settings.seed * 104_729 + self.epoch
+        )  # of dropout, so that a resumed run draws what an unbroken one does
         jitter = torch.Generator().manual_seed(settings.seed * 7_919 + self.epoch)
         absolute_error = torch.zeros((), device=self.device, dtype=torch.float64)
         total_steps = self.steps_per_epoch * settings.epochs

@@ -44,12 +44,27 @@ def test_files_that_hold_no_formulas(tmp_path: Path, name: str, content: bytes |
 
 
 def test_every_formula_has_a_row_in_order(own_folder: Path) -> None:
-    asked = ["Fe2O3", "Fe3+", "Fe4O6", "Qq2", "", "18O2", "H1000000", "Li0", "Li0.5CoO2", "CH3COOH", "C2H4O2", "Lr2O3", "D2O"]
+    asked = [
+        "Fe2O3",
+        "Fe3+",
+        "Fe4O6",
+        "Qq2",
+        "",
+        "18O2",
+        "H1000000",
+        "Li0",
+        "Li0.5CoO2",
+        "CH3COOH",
+        "C2H4O2",
+        "Lr2O3",
+        "D2O",
+        "H" * 300,
+    ]
     rows = predict_formulas(Settings(), asked, model=None)
     assert [row["formula"] for row in rows] == asked
     refused = {row["formula"]: row["refused"] for row in rows if row["refused"]}
-    assert list(refused) == ["Fe3+", "Qq2", "", "18O2", "H1000000", "Li0", "Lr2O3", "D2O"]
-    assert all(formula in reason for formula, reason in refused.items())
+    assert list(refused) == ["Fe3+", "Qq2", "", "18O2", "H1000000", "Li0", "Lr2O3", "D2O", "H" * 300]
+    assert all(formula[:20] in reason for formula, reason in refused.items())
     assert "charges" in refused["Fe3+"]
     assert "isotopes" in refused["18O2"]
     answered = {row["formula"]: row["e_form_per_atom"] for row in rows if not row["refused"]}
