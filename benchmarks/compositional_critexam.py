@@ -34,16 +34,12 @@ from gnome.models.compositional import TARGETS, CompositionalSettings
 from gnome.models.datasets import TRAIN_BUCKETS, VALIDATION_BUCKETS
 from gnome.models.formula_graph import FormulaGraphSettings
 from gnome.models.formulas import PackedFormulas
-from gnome.models.recipes import NetworkSettings, untrained
+from gnome.models.recipes import FORMULA_NETWORK, FORMULA_TRAIN, NetworkSettings, untrained
 from gnome.models.training import EpochRecord, Labelled, TrainSettings, fit, predict
 from gnome.quantities import Quantity
 
-OURS = CompositionalSettings(depth=5, width=192, activation="swiglu", hidden=384, n_schemes=3)
-"""What ships."""
-TRAIN = TrainSettings(
-    epochs=200, batch_size=1024, learning_rate=2e-3, weight_decay=1e-2, warm_up=0.05, ema_decay=0.999, fraction_jitter=0.02,
-    precision="bf16", eval_batch_size=8192,
-)  # fmt: skip
+OURS = replace(FORMULA_NETWORK, n_schemes=3)
+TRAIN = replace(FORMULA_TRAIN, epochs=200, precision="bf16")
 ARMS: dict[str, NetworkSettings] = {
     "sas": OURS,
     "sasp": replace(OURS, block="sasp"),

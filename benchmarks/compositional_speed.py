@@ -8,19 +8,19 @@ Random formulas of one to six elements, most of three or four as in CritExam; re
 
 import argparse
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
 from gpu_timing import conditions, print_table, write_row
 
-from gnome.models.compositional import CompositionalSettings
 from gnome.models.ensemble import CompositionalEnsemble, FormulaNetwork
 from gnome.models.formula_graph import FormulaGraphSettings
-from gnome.models.recipes import NetworkSettings, untrained
+from gnome.models.recipes import FORMULA_NETWORK, NetworkSettings, untrained
 
 SETTINGS: dict[str, NetworkSettings] = {
-    "ours, as shipped": CompositionalSettings(depth=5, width=192, activation="swiglu", hidden=384, n_schemes=3),
-    "ours, depth 3, width 128": CompositionalSettings(depth=3, width=128, activation="swiglu", hidden=256, n_schemes=3),
+    "ours, as shipped": FORMULA_NETWORK,
+    "ours, depth 3, width 128": replace(FORMULA_NETWORK, depth=3, width=128, hidden=256),
     "GNoME's": FormulaGraphSettings(),
 }
 SHARES = (0.01, 0.2, 0.47, 0.25, 0.06, 0.01)

@@ -25,12 +25,12 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import parse_formula
 from gnome.crystals.shards import read_shard
 from gnome.models.checkpoint import load_ensemble, save_ensemble
-from gnome.models.compositional import TARGETS, CompositionalSettings
+from gnome.models.compositional import TARGETS
 from gnome.models.datasets import Split, labelled_subset, pack_crystals, split_by_formula
 from gnome.models.ensemble import median_and_spread
 from gnome.models.formulas import PackedFormulas
 from gnome.models.metrics import atomic_fractions, fit_linear_model, score
-from gnome.models.recipes import EnsembleSettings, train_member, untrained
+from gnome.models.recipes import FORMULA_NETWORK, FORMULA_TRAIN, EnsembleSettings, train_member, untrained
 from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, TrainSettings, predict
 from gnome.quantities import Quantity
@@ -39,8 +39,8 @@ METHOD = "pbe-mp2020"
 LICENCES = [
     "WBM: CC BY 4.0 (Wang, Botti, Marques, npj Comput. Mater. 7, 12 (2021))",
     "Materials Project: CC BY 4.0 (Jain et al. 2013)",
-    "CritExam: CC BY 4.0 (Bartel et al., npj Comput. Mater. 6, 97 (2020))",
 ]
+FORMULA_LICENCES = [*LICENCES, "CritExam: CC BY 4.0 (Bartel et al., npj Comput. Mater. 6, 97 (2020))"]
 
 
 def log(message: str) -> None:
@@ -168,16 +168,6 @@ SCHEMES = [
 ]
 """The label schemes that formulas are learnt under together, and predictions asked for under one."""
 
-FORMULA_TRAIN = TrainSettings(
-    batch_size=1024,
-    learning_rate=1e-3,
-    weight_decay=1e-2,
-    warm_up=0.05,
-    ema_decay=0.999,
-    fraction_jitter=0.02,
-    eval_batch_size=8192,
-)
-
 
 @dataclass(frozen=True)
 class Formulas:
@@ -217,11 +207,18 @@ def train_compositional(structures: Structures, train: TrainSettings, options: a
     own = targets[split.train]
     centre = np.nanmedian(own, 0)
     settings = EnsembleSettings(
-        network=CompositionalSettings(
-            depth=options.depth, width=options.formula_width, heads=8, activation="swiglu", hidden=2 * options.formula_width,
-            n_schemes=len(SCHEMES), shifts=tuple(centre.tolist()), scales=tuple(np.nanmean(np.abs(own - centre), 0).tolist()),
+        network=replace(
+            FORMULA_NETWORK,
+            n_schemes=len(SCHEMES),
+            shifts=tuple(centre.tolist()),
+            scales=tuple(np.nanmean(np.abs(own - centre), 0).tolist()),
         ),
-        train=replace(FORMULA_TRAIN, epochs=options.formula_epochs, precision=train.precision),
+        train=replace(
+            FORMULA_TRAIN,
+            epochs=options.formula_epochs,
+            precision=train.precision,
+            ema_decay=0.0 if train.precision == "fp8" else FORMULA_TRAIN.ema_decay,
+        ),
         members=options.formula_members,
     )  # fmt: skip
     members = train_all("compositional", settings, (formulas.pack, targets, split.train, split.validation), options)
@@ -230,6 +227,9 @@ def train_compositional(structures: Structures, train: TrainSettings, options: a
         **structures.card,
         "elements": sorted({int(z) for z in formulas.pack.atomic_numbers[split.train].unique() if z}),
         "schemes": SCHEMES,
+        "licences": FORMULA_LICENCES,
+        "split": "md5 of the reduced formula modulo 100: train 0-54, validation 55-59, test 60-69; but CritExam's train file trains whole, "
+        "buckets 60-99 too, without formulas of any other part, and its validation file is reported",
         "trained_on": f"{len(split.train)} labelled formulas, see schemes; none of a formula that any part is chosen by or reported on",
     }
     save_ensemble(path, members, card)
@@ -290,14 +290,14 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--kinds", nargs="+", default=["compositional", "structural"])
     parser.add_argument("--members", type=int, default=5)
-    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument(
+        "--width", type=int, default=128, help="of structure networks, as all options without formula in their name"
+    )
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--cutoff", type=float, default=4.0)
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--formula-epochs", type=int, default=60)
+    parser.add_argument("--formula-epochs", type=int, default=FORMULA_TRAIN.epochs)
     parser.add_argument("--formula-members", type=int, default=10)
-    parser.add_argument("--formula-width", type=int, default=192)
-    parser.add_argument("--depth", type=int, default=5, help="blocks of the formula networks")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=5.55e-4)
     parser.add_argument("--volume-jitter", type=float, default=0.1)

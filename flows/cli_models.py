@@ -44,7 +44,8 @@ def predict_command(
         print_json(rows)
         return
     if formula:
-        _print_rows(rows, (Quantity.E_FORM_PER_ATOM, Quantity.DECOMPOSITION_ENERGY, Quantity.SPREAD, Quantity.REFUSED))
+        energies = (Quantity.E_FORM_PER_ATOM, Quantity.DECOMPOSITION_ENERGY, Quantity.SPREAD)
+        _print_rows(rows, ("formula", *energies, "p_stable", Quantity.REFUSED))
         return
     _print_rows(rows, (Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.E_FORM_PER_ATOM, Quantity.SPREAD, Quantity.REFUSED))
 
@@ -77,7 +78,7 @@ def evaluate_command(
     )
 
 
-def _print_rows(rows: list[dict[str, Any]], names: tuple[Quantity, ...]) -> None:
+def _print_rows(rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(header_style="bold", box=None, pad_edge=False)
@@ -95,13 +96,16 @@ def _print_rows(rows: list[dict[str, Any]], names: tuple[Quantity, ...]) -> None
 @app.command("train")
 def train_command(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="structural or compositional.")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Parquet shards with a column e_form_per_atom.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Parquet shards with e_form_per_atom; compositional: tables of formulas too."),
+    ],
     out: Annotated[Path, typer.Option(help="Where the weights go; the card is written beside them.")] = Path(
         "ensemble.safetensors"
     ),
     method: Annotated[str, typer.Option(help="Label of the method behind the energies.")] = "",
     members: Annotated[int, typer.Option(help="Networks in the ensemble.")] = 5,
-    width: Annotated[int, typer.Option(help="Features of nodes, edges and globals.")] = 128,
+    width: Annotated[int, typer.Option(help="Features of nodes, edges and globals, or of elements.")] = 128,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 60,
     batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 256,
     learning_rate: Annotated[float, typer.Option(help="At the start; it falls linearly to zero.")] = 5.55e-4,

@@ -59,8 +59,9 @@ def read_formulas(arguments: Sequence[str]) -> Iterator[AskedFormula]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
-            if line.strip() and not line.startswith("#"):
-                yield number, line.strip()
+            text = line.strip()
+            if text and not text.startswith("#"):
+                yield number, text
 
 
 def _csv_cells(path: Path) -> Iterator[tuple[int, str]]:
@@ -89,7 +90,7 @@ def _column(path: Path, names: Sequence[str]) -> str:
 
 
 def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Path | None) -> list[Row]:
-    """Predict every formula under the method of the model's labels."""
+    """Predict every formula under the method that its row names: that of the labels with decomposition energies, if there are any."""
     asked = list(read_formulas(arguments))
     ensemble = CompositionalEnsemble.load(model or current_weights(settings, "compositional"))
     rows: list[Row] = []

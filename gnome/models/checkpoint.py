@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from gnome.atomic_write import atomic_write
-from gnome.errors import InvalidCheckpoint
+from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
 from gnome.models.formula_graph import FormulaGraphNetwork, FormulaGraphSettings
 from gnome.models.structural import StructuralNetwork, StructuralSettings
@@ -43,7 +43,7 @@ def make_network(kind: str, settings: Mapping[str, Any]) -> Network:
     network, own_settings = _KINDS[kind]
     try:
         made: Network = network(own_settings(**settings))
-    except TypeError as error:
+    except (TypeError, InvalidInput) as error:
         raise InvalidCheckpoint(f"settings do not fit a {kind} network: {error}") from None
     return made
 

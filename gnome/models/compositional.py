@@ -26,7 +26,7 @@ TARGETS = (Quantity.E_FORM_PER_ATOM, Quantity.DECOMPOSITION_ENERGY)
 """The columns of the labels, NaN where one is not known, and the first columns of the answers; eV/atom."""
 
 ANSWERS = 2 * len(TARGETS) + 1
-"""Columns of an answer: the energies, the logarithms of their scales, the logit of stable."""
+"""Columns of an answer: the energies, the logarithms of their standard deviations, the logit of stable."""
 
 _FREQUENCIES = 8
 _MAX_LOG_SCALE = 4.0
@@ -56,7 +56,7 @@ class CompositionalSettings:
     stable_weight: float = 0.2
 
     def __post_init__(self) -> None:
-        if len(self.scales) != len(TARGETS) or len(self.shifts) != len(TARGETS) or min(self.scales) <= 0:
+        if len(self.scales) != len(TARGETS) or len(self.shifts) != len(TARGETS) or not all(0 < x < math.inf for x in self.scales):
             raise InvalidInput(
                 f"scales {self.scales} and shifts {self.shifts}: expected {len(TARGETS)} of each, the scales above 0"
             )
@@ -113,7 +113,7 @@ class ResidualLayer(nn.Module):
 
 
 class CompositionalNetwork(nn.Module):
-    """Answers (B, ANSWERS) for a `FormulaBatch`: energies, the logarithms of their Laplace scales (eV/atom), the logit of stable."""
+    """Answers (B, ANSWERS) for a `FormulaBatch`: energies, the logarithms of their deviations (eV/atom), the logit of stable."""
 
     kind = "compositional-transformer"
     features: Tensor
@@ -159,9 +159,10 @@ class CompositionalNetwork(nn.Module):
     def objective(self, answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and the mean absolute error of the known targets (B, 2), of each formula (B,).
 
-        The loss of an energy is its absolute error in units of the target's scale, and that of its uncertainty the negative log likelihood
-        of a Laplace distribution around it, which does not move the energy: where both are learnt from the likelihood, as in Roost,
-        what is hard to predict soon counts little.  Stable or not, known where the decomposition energy is, has the cross entropy.
+        The loss of an energy is its absolute error in units of the target's scale.  That of its uncertainty is the negative log likelihood
+        of a Laplace distribution of that standard deviation, which does not move the energy: where both are learnt from the likelihood,
+        as in Roost, what is hard to predict soon counts little.  Stable or not, known where the decomposition energy is, has the cross
+        entropy.
         """
         n = len(TARGETS)
         known = ~targets.isnan()

@@ -100,7 +100,11 @@ class CompositionalEnsemble(_Ensemble[FormulaNetwork]):
     def load(cls, path: Path, device: torch.device | str = "cpu") -> Self:
         """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
         members, card = _load(path, "compositional", (CompositionalNetwork.kind, FormulaGraphNetwork.kind), device)
-        return cls([member for member in members if isinstance(member, FormulaNetwork)], card)
+        networks = [member for member in members if isinstance(member, FormulaNetwork)]
+        schemes, known = card.get("schemes", []), networks[0].settings.n_schemes
+        if schemes and not (len(schemes) == known and all(isinstance(x, dict) and x.get("method") for x in schemes)):
+            raise InvalidCheckpoint(f"{path.with_suffix('.json')}: schemes must name a method each, {known} in all")
+        return cls(networks, card)
 
     @property
     def schemes(self) -> list[str]:

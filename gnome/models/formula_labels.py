@@ -46,30 +46,40 @@ def read_labelled_formulas(paths: Sequence[Path]) -> LabelledFormulas:
 def _rows_of(path: Path) -> list[tuple[str, NDArray[np.float64]]]:
     try:
         names = pq.read_schema(path).names
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InvalidInput(f"{path}: cannot be read as Parquet ({error})") from None
+        wanted = [str(name) for name in (Quantity.REDUCED_FORMULA, *TARGETS) if name in names]
+        rows = pq.read_table(path, columns=wanted).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidInput(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
     if "lattice" in names:
-        crystals, energies = read_labelled_crystals([path])
-        return [(crystal.reduced_formula, np.array([energy, np.nan])) for crystal, energy in zip(crystals, energies, strict=True)]
-    labels = [str(name) for name in TARGETS if name in names]
-    if Quantity.REDUCED_FORMULA not in names or not labels:
+        crystals, _ = read_labelled_crystals([path])
+        return [
+            (crystal.reduced_formula, _labels(f"{path}: row {number} ({crystal.reduced_formula})", row))
+            for number, (crystal, row) in enumerate(zip(crystals, rows, strict=True))
+        ]
+    if Quantity.REDUCED_FORMULA not in names or len(wanted) == 1:
         raise InvalidInput(f"{path}: needs {Quantity.REDUCED_FORMULA} and {' or '.join(TARGETS)}; it has {', '.join(names)}")
-    table = pq.read_table(path, columns=[str(Quantity.REDUCED_FORMULA), *labels]).to_pylist()
-    return [_checked(path, number, row) for number, row in enumerate(table)]
+    return [_checked(f"{path}: row {number}", row) for number, row in enumerate(rows)]
 
 
-def _checked(path: Path, number: int, row: dict[str, object]) -> tuple[str, NDArray[np.float64]]:
+def _checked(place: str, row: dict[str, object]) -> tuple[str, NDArray[np.float64]]:
     try:
         formula = reduced_formula(parse_formula(str(row[Quantity.REDUCED_FORMULA] or "")))
     except InvalidInput as error:
-        raise InvalidInput(f"{path}: row {number}: {error}") from None
-    values = []
-    for name in TARGETS:
+        raise InvalidInput(f"{place}: {error}") from None
+    return formula, _labels(f"{place} ({formula})", row)
+
+
+def _labels(place: str, row: dict[str, object]) -> NDArray[np.float64]:
+    labels = np.full(len(TARGETS), np.nan)
+    for column, name in enumerate(TARGETS):
         value = row.get(name)
-        number_ = float(value) if isinstance(value, int | float) else float("nan")
-        if value is not None and not PLAUSIBLE_E_FORM[0] <= number_ <= PLAUSIBLE_E_FORM[1]:
-            raise InvalidInput(f"{path}: row {number} ({formula}) has {name} = {value}, not a plausible label")
-        values.append(number_)
-    if all(value != value for value in values):  # noqa: PLR0124 - NaN
-        raise InvalidInput(f"{path}: row {number} ({formula}) has no label; leave it out")
-    return formula, np.array(values)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidInput(f"{place} has {name} = {value!r}, which is no number")
+        if not PLAUSIBLE_E_FORM[0] <= value <= PLAUSIBLE_E_FORM[1]:
+            raise InvalidInput(f"{place} has {name} = {value}, not a plausible label")
+        labels[column] = value
+    if np.isnan(labels).all():
+        raise InvalidInput(f"{place} has no label; leave it out")
+    return labels

@@ -185,7 +185,7 @@ class _Trainer:
             settings.seed * 104_729 + self.epoch
         )  # of dropout, so that a resumed run draws what an unbroken one does
         jitter = torch.Generator().manual_seed(settings.seed * 7_919 + self.epoch)
-        absolute_error = torch.zeros((), device=self.device, dtype=torch.float64)
+        total_error = torch.zeros((), device=self.device, dtype=torch.float64)
         total_steps = self.steps_per_epoch * settings.epochs
         batches = epoch_batches(len(self.train.inputs), settings.batch_size, settings.seed, self.epoch)
         rate = settings.learning_rate
@@ -195,13 +195,13 @@ class _Trainer:
                 rate *= (step + 1) / (settings.warm_up * total_steps + 1)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            absolute_error += self._step(indices, jitter)
+            total_error += self._step(indices, jitter)
         self.epoch += 1
         predicted = predict(
             self.judged, self.validation.inputs, batch_size=settings.eval_batch_size, precision=settings.precision
         )
         validation_mae = float(self.objective(predicted, self.validation.targets)[1].mean()) if len(predicted) else float("nan")
-        record = EpochRecord(self.epoch, rate, float(absolute_error) / len(self.train.inputs), validation_mae)
+        record = EpochRecord(self.epoch, rate, float(total_error) / len(self.train.inputs), validation_mae)
         self.history.append(record)
         if validation_mae < self.best_mae or not len(predicted):
             self.best_mae, self.best_weights = validation_mae, self._copy_weights()
@@ -240,7 +240,10 @@ class _Trainer:
 
     def _run_key(self) -> str:
         """Digest of all that decides the run: settings, initial weights, targets, and the first inputs."""
-        digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
+        own: dict[str, Any] = getattr(
+            self.network, "config", dict
+        )()  # what leaves no trace in the weights: dropout, scales, weights of losses
+        digest = hashlib.sha256(json.dumps([asdict(self.settings), own], sort_keys=True).encode())
         tensors = [*self.network.state_dict().values(), self.train.targets, self.validation.targets]
         if len(self.train.inputs):
             first = self.train.inputs.batch(torch.arange(min(len(self.train.inputs), 256), device=self.device))

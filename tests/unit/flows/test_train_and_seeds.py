@@ -17,6 +17,7 @@ from flows.training import TrainRequest, train_files
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard, write_shard
 from gnome.models.checkpoint import load_ensemble
+from gnome.models.formula_labels import read_labelled_formulas
 from gnome.shipped import shipped_data
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -207,6 +208,8 @@ def test_formulas_are_trained_on_both_energies(run: Run) -> None:
         ({"e_form_per_atom": [99.0]}, "e_form_per_atom = 99.0"),
         ({"e_form_per_atom": [None], "decomposition_energy": [None]}, "no label"),
         ({"decomposition_energy": [float("nan")]}, "decomposition_energy = nan"),
+        ({"e_form_per_atom": ["-0.4"] * 1000}, "which is no number"),
+        ({"e_form_per_atom": [True] * 1000}, "which is no number"),
     ],
 )
 def test_tables_that_cannot_be_trained_on(
@@ -219,3 +222,11 @@ def test_tables_that_cannot_be_trained_on(
     err = capfd.readouterr().err
     assert words in err
     assert "formulas.parquet" in err
+
+
+def test_a_shard_of_crystals_teaches_decomposition_energies_too(shard: Path) -> None:
+    crystals, columns, _ = read_shard(shard)
+    write_shard(Path("both.parquet"), crystals, {**columns, "decomposition_energy": [0.1] * len(crystals)})
+    labelled = read_labelled_formulas([Path("both.parquet")])
+    assert (labelled.targets[:, 1] == 0.1).all()
+    assert np.isnan(read_labelled_formulas([shard]).targets[:, 1]).all()

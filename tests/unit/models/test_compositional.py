@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gnome.crystals.formula import parse_formula
-from gnome.errors import InvalidInput
+from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.models.checkpoint import save_ensemble
 from gnome.models.compositional import ANSWERS, CompositionalNetwork, CompositionalSettings, Pooling
 from gnome.models.element_features import ELEMENT_FEATURES, valence_electrons
@@ -219,5 +219,25 @@ def test_an_ensemble_keeps_its_contract_and_answers_all(tmp_path: Path) -> None:
     assert ((answers.p_stable > 0) & (answers.p_stable < 1)).all()
     assert np.isfinite(answers.decomposition_energy).all()
     assert (answers.spread >= 0).all()
+    for wrong in ([{}], schemes[:1], [*schemes, {"method": "third"}]):
+        save_ensemble(path, members, {"method": "test", "elements": [3], "schemes": wrong})
+        with pytest.raises(InvalidCheckpoint, match="schemes must name a method each, 2 in all"):
+            CompositionalEnsemble.load(path)
+
+
+@pytest.mark.parametrize("scales", [(1.0, 0.0), (1.0,), (float("nan"), 1.0)])
+def test_scales_that_cannot_be(scales: tuple[float, ...]) -> None:
     with pytest.raises(InvalidInput, match="scales"):
-        CompositionalSettings(scales=(1.0, 0.0))
+        CompositionalSettings(scales=scales)
+
+
+def test_a_run_is_not_taken_up_under_another_loss(tmp_path: Path) -> None:
+    examples, path = learnable(40), tmp_path / "run.pt"
+    for weight in (0.2, 0.5):
+        torch.manual_seed(0)
+        subject = CompositionalNetwork(replace(SMALL, stable_weight=weight))
+        if weight == 0.2:
+            fit(subject, examples, examples, TrainSettings(epochs=1, batch_size=20), state_path=path)
+        else:
+            with pytest.raises(InvalidCheckpoint, match="other settings"):
+                fit(subject, examples, examples, TrainSettings(epochs=1, batch_size=20), state_path=path)
