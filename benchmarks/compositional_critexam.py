@@ -5,27 +5,27 @@
 
 59,509 formulas of CritExam (Bartel et al. 2020) train, but for those of buckets 55-59, by which the epoch and everything else is
 chosen; the 12,752 of its validation file are reported.  Arms that end in `+` learn from other formulas too, each source under its own label
-scheme: the lowest formation energies in WBM and in Materials Project data, none of a formula that is chosen by or reported on.  Published,
-on CritExam's test file: Roost 0.0547 and 0.0669 eV/atom, CrabNet 0.0593 and 0.0632 with F1 0.788 and AUC 0.884 (stable: at most 0).
+scheme: the lowest formation energies in WBM and in Materials Project data, none of a formula that is chosen by or reported on.  An arm
+may end in `@RATE`, its own learning rate.  Published, on CritExam's test file: Roost 0.0547 and 0.0669 eV/atom, CrabNet 0.0593 and 0.0632
+with F1 0.788 and AUC 0.884 (stable: at most 0).
 
-Runs go side by side where there is a GPU, and are kept as they end: a line each in $OUT/compositional_critexam.jsonl, answers in
-$OUT/compositional_answers/.
+Runs go side by side where there is a GPU, and are kept as they end: a line each in $OUT/compositional_critexam.jsonl, all answers in
+$OUT/compositional_answers.npz, of which medians over seeds are reported too.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
-import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from formula_runs import Prepared, Row, train_jobs
 from gpu_timing import conditions, print_table
 from scipy.stats import rankdata
 
@@ -35,25 +35,54 @@ from gnome.models.datasets import TRAIN_BUCKETS, VALIDATION_BUCKETS
 from gnome.models.formula_graph import FormulaGraphSettings
 from gnome.models.formulas import PackedFormulas
 from gnome.models.recipes import FORMULA_NETWORK, FORMULA_TRAIN, NetworkSettings, untrained
-from gnome.models.training import EpochRecord, Labelled, TrainSettings, fit, predict
+from gnome.models.training import EpochRecord, Labelled, Run, predict
 from gnome.quantities import Quantity
 
 OURS = replace(FORMULA_NETWORK, n_schemes=3)
-TRAIN = replace(FORMULA_TRAIN, epochs=200, precision="bf16")
+TRAIN = replace(FORMULA_TRAIN, precision="bf16")
+N_TRAIN = 59509
 ARMS: dict[str, NetworkSettings] = {
     "sas": OURS,
     "sasp": replace(OURS, block="sasp"),
     "preln": replace(OURS, block="preln"),
     "parallel": replace(OURS, block="parallel"),
+    "preln equal": replace(OURS, block="preln", width=176, hidden=352),
+    "parallel equal": replace(OURS, block="parallel", width=176, hidden=352),
     "sas relu": replace(OURS, activation="relu", hidden=768),
-    "sas wide": replace(OURS, width=384, hidden=768, dropout=0.2),
+    "sas dropout": replace(OURS, dropout=0.25),
+    "preln dropout": replace(OURS, block="preln", dropout=0.25),
     "gnome e_form": FormulaGraphSettings(),
     "gnome decomposition": FormulaGraphSettings(),
 }
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class Job:
+    """One run of an arm."""
+
+    arm: str
+    seed: int
+    epochs: int
+    learning_rate: float
+    shards: Path
+
+    @property
+    def settings(self) -> NetworkSettings:
+        """The arm's network."""
+        return ARMS[self.arm.split("@")[0].rstrip("+")]
+
+    @property
+    def others(self) -> bool:
+        """Whether it learns from other formulas too."""
+        return "+" in self.arm.split("@")[0]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate: the arm's own or that of all."""
+        return float(self.arm.split("@")[1]) if "@" in self.arm else self.learning_rate
 
 
+@lru_cache
 def read_parts(folder: Path, *, others: bool) -> dict[str, tuple[PackedFormulas, np.ndarray]]:
     """Formulas and both targets of the parts `train`, `chosen by` and `reported`."""
     table = pq.read_table(folder / "critexam.parquet").to_pandas()
@@ -83,64 +112,49 @@ def packed(formulas: Any, schemes: Any) -> PackedFormulas:
     return PackedFormulas.from_compositions([parse_formula(formula) for formula in formulas], [int(x) for x in schemes])
 
 
-def settings_of(arm: str, parts: dict[str, tuple[PackedFormulas, np.ndarray]]) -> tuple[NetworkSettings, int | None]:
+def settings_of(job: Job, train: tuple[PackedFormulas, np.ndarray]) -> tuple[NetworkSettings, int | None]:
     """The network's settings with scales of the training part, and the column that a network of one target learns."""
-    settings = ARMS[arm.rstrip("+").strip()]
-    pack, targets = parts["train"]
+    settings = job.settings
+    pack, targets = train
     own = targets[(pack.scheme == 0).numpy()]
-    spread = np.abs(own - np.median(own, 0)).mean(0)
+    centre = np.median(own, 0)
+    spread = np.abs(own - centre).mean(0)
     if isinstance(settings, FormulaGraphSettings):
-        column = int("decomposition" in arm)
-        return replace(settings, scale=float(spread[column]), shift=float(np.median(own[:, column]))), column
+        column = int("decomposition" in job.arm)
+        return replace(settings, scale=float(spread[column]), shift=float(centre[column])), column
     if isinstance(settings, CompositionalSettings):
-        scales, shifts = (tuple(float(x) for x in values) for values in (spread, np.median(own, 0)))
-        return replace(settings, scales=scales, shifts=shifts), None
-    raise ValueError(f"{arm} is no network of formulas")
+        return replace(settings, scales=tuple(spread.tolist()), shifts=tuple(centre.tolist())), None
+    raise ValueError(f"{job.arm} is no network of formulas")
 
 
-def run(job: tuple[str, int, TrainSettings, Path, str, bool]) -> tuple[Row, dict[str, np.ndarray]]:
-    """Train once; returns what is reported, and the answers for it."""
-    arm, seed, settings, folder, device, compiled = job
-    torch.set_float32_matmul_precision("high")
-    if device == "cuda":
-        torch.set_num_threads(1)
-    parts = read_parts(folder, others=arm.endswith("+"))
-    shape, column = settings_of(arm, parts)
+def prepare(job: Job, device: str) -> Prepared:
+    """Make the run, and the function that makes a row of what it gives."""
+    parts = read_parts(job.shards, others=job.others)
+    shape, column = settings_of(job, parts["train"])
 
     def labelled(name: str) -> Labelled:
         pack, targets = parts[name]
         own = targets if column is None else targets[:, column]
         return Labelled(pack.to(device), torch.tensor(own, dtype=torch.float32).to(device))
 
-    torch.manual_seed(seed)
+    torch.manual_seed(job.seed)
     network = untrained(shape).to(device)
-    began = time.perf_counter()
+    epochs = max(1, round(job.epochs * N_TRAIN / len(parts["train"][0])))  # as many steps
+    settings = replace(TRAIN, seed=job.seed, epochs=epochs, learning_rate=job.rate)
+    run = Run(network=network, train=labelled("train"), validation=labelled("chosen by"), settings=settings)
 
-    def say(record: EpochRecord) -> None:
-        if record.epoch % 10 == 0:
-            spent = time.perf_counter() - began
-            print(
-                f"{arm}, seed {seed}: {record.epoch}: {record.train_mae:.4f} {record.validation_mae:.4f}, {spent:.0f} s",
-                flush=True,
-            )
+    def row(history: list[EpochRecord]) -> Row:
+        best = min(history, key=lambda record: record.validation_mae)
+        made: Row = {"arm": job.arm, "seed": job.seed, "epochs": len(history), "best epoch": best.epoch}
+        made |= {"parameters": sum(p.numel() for p in network.parameters()), "n_train": len(run.train.inputs)}
+        made |= {"train": history[-1].train_mae, "answers": {}}
+        for name in ("chosen by", "reported"):
+            answers = predict(network, parts[name][0].to(device), batch_size=8192).float().cpu().numpy()
+            made[name] = metrics(answers, parts[name][1], column)
+            made["answers"][name] = answers
+        return made
 
-    train = labelled("train")
-    if arm.endswith("+"):  # as many steps
-        settings = replace(settings, epochs=max(1, round(settings.epochs * 59509 / len(train.inputs))))
-    history = fit(network, train, labelled("chosen by"), replace(settings, seed=seed), on_epoch=say, compile_network=compiled)
-    answers = {
-        name: predict(network, parts[name][0].to(device), batch_size=8192).float().cpu().numpy()
-        for name in ("chosen by", "reported")
-    }
-    row: Row = {"arm": arm, "seed": seed, "epochs": len(history), "seconds": time.perf_counter() - began}
-    row |= {
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "n_train": len(train.inputs),
-        "train": history[-1].train_mae,
-    }
-    for name, found in answers.items():
-        row[name] = metrics(found, parts[name][1], column)
-    return row, answers
+    return Prepared(f"{job.arm}, seed {job.seed}", run, row)
 
 
 def metrics(answers: np.ndarray, targets: np.ndarray, column: int | None) -> Row:
@@ -182,35 +196,49 @@ def print_rows(rows: list[Row]) -> None:
         print_table(("arm", "seeds", "parameters", *names, "seconds"), table)
 
 
+def medians(rows: list[Row], shards: Path) -> list[Row]:
+    """Metrics of the median over the seeds of each arm that has several."""
+    found = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == arm]
+        if len(own) > 1 and own[0]["answers"]["reported"].ndim > 1:
+            row = own[0] | {"arm": f"{arm}, median of {len(own)}"}
+            for part in ("chosen by", "reported"):
+                targets = read_parts(shards, others=False)[part][1]
+                row[part] = metrics(np.median([one["answers"][part] for one in own], 0), targets, None)
+            found.append(row)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), help=f"any of {', '.join(ARMS)}; with + at the end all data")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--epochs", type=int, default=TRAIN.epochs)
+    parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--learning-rate", type=float, default=TRAIN.learning_rate)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--jobs", type=int, default=16, help="runs at a time on a GPU")
+    parser.add_argument("--processes", type=int, default=1, help="on a GPU, for all networks but GNoME's, which have one each")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = replace(TRAIN, epochs=options.epochs, learning_rate=options.learning_rate)
     print(conditions())
     out = Path(os.environ.get("OUT", "."))
-    (out / "compositional_answers").mkdir(exist_ok=True)
-    jobs = [(arm, seed, settings, options.shards, device, options.compile) for seed in options.seeds for arm in options.arms]
+    jobs = [
+        Job(arm, seed, options.epochs, options.learning_rate, options.shards) for seed in options.seeds for arm in options.arms
+    ]
     rows = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(options.jobs, len(jobs)) if device == "cuda" else 1, mp_context=context) as pool:
-        for row, answers in pool.map(run, jobs):
-            rows.append(row)
-            with (out / "compositional_critexam.jsonl").open("a") as file:
-                file.write(
-                    json.dumps(conditions() | row | {"epochs": options.epochs, "learning_rate": options.learning_rate}) + "\n"
-                )
-            name = f"{row['arm']}-{row['seed']}".replace(" ", "_").replace("+", "_all")
-            kept = {part.replace(" ", "_"): values.astype(np.float16) for part, values in answers.items()}
-            np.savez_compressed(out / "compositional_answers" / name, **kept)
-    print_rows(rows)
+
+    def alone(job: Job) -> bool:
+        return isinstance(job.settings, FormulaGraphSettings)
+
+    for row in train_jobs(prepare, jobs, alone=alone, compiled=options.compile, processes=options.processes):
+        rows.append(row)
+        kept = {name: value for name, value in row.items() if name != "answers"}
+        with (out / "compositional_critexam.jsonl").open("a") as file:
+            file.write(json.dumps(conditions() | kept | {"learning_rate": options.learning_rate}) + "\n")
+        names = [f"{one['arm']}, {one['seed']}, {part}" for one in rows for part in one["answers"]]
+        answers = [values.astype(np.float16) for one in rows for values in one["answers"].values()]
+        np.savez_compressed(out / "compositional_answers.npz", **dict(zip(names, answers, strict=True)))
+    print_rows(rows + medians(rows, options.shards))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ class ResidualMLP(nn.Module):
 class CrabNetLike(nn.Module):
     """Answers (B, 2) for a `FormulaBatch`: the energy (eV/atom) and the logarithm of its scale in units of `scale`."""
 
+    fixed_shapes = True
+
     def __init__(self, settings: CrabNetLikeSettings) -> None:
         super().__init__()
         self.settings = settings

@@ -116,6 +116,7 @@ class CompositionalNetwork(nn.Module):
     """Answers (B, ANSWERS) for a `FormulaBatch`: energies, the logarithms of their deviations (eV/atom), the logit of stable."""
 
     kind = "compositional-transformer"
+    fixed_shapes = True
     features: Tensor
     scales: Tensor
     shifts: Tensor

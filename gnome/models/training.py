@@ -9,19 +9,22 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gnome.atomic_write import atomic_write
 from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.fp8 import AdamW, convert_to_fp8, restore_linear
+from gnome.models.captured_step import CapturedStep
 from gnome.models.linear import Precision, autocast
 
 
@@ -30,7 +33,7 @@ class TrainSettings:
     """How to train one network.
 
     `warm_up`: part of the steps over which the learning rate rises from zero.  `ema_decay`: what validation sees, and what is kept, are
-    the weights averaged with this decay a step; none when 0.
+    the weights averaged with this decay a step, (1 + steps) / (10 + steps) while that is less; none when 0.
     `volume_jitter`: in training each structure's volume is multiplied by a factor drawn evenly from 1 - jitter to 1 + jitter.
     `fraction_jitter`: in training each amount of a formula is multiplied by exp(jitter times a normal number).
     `precision` "fp8": FP8 products, FP16 master weights, and gradients and moments in eight bits while training (docs/fp8.md); the
@@ -116,6 +119,17 @@ def predict(network: nn.Module, inputs: Inputs, *, batch_size: int = 1024, preci
     return torch.cat(out) if out else torch.zeros(0, device=device)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A network, what it is trained and validated on, all on one device, and how; `state_path` as of `fit`."""
+
+    network: nn.Module
+    train: Labelled
+    validation: Labelled
+    settings: TrainSettings
+    state_path: Path | None = None
+
+
 def fit(
     network: nn.Module,
     train: Labelled,
@@ -131,122 +145,192 @@ def fit(
     With `state_path` the run is saved every few epochs and picked up from there when called again with the same settings, data and
     initial weights.
     """
-    trainer = _Trainer(network, train, validation, settings, compile_network=compile_network)
-    if state_path is not None and state_path.exists():
-        trainer.load(state_path)
-    while trainer.epoch < settings.epochs:
-        record = trainer.run_epoch()
-        if on_epoch is not None:
-            on_epoch(record)
-        last = trainer.epoch == settings.epochs
-        if state_path is not None and (last or trainer.epoch % settings.save_every == 0):
-            trainer.save(state_path)
-    network.load_state_dict(trainer.best_weights)
-    if settings.precision == "fp8":
-        restore_linear(network)
-    return trainer.history
+    run = Run(network=network, train=train, validation=validation, settings=settings, state_path=state_path)
+    each = None if on_epoch is None else lambda _, record: on_epoch(record)
+    return fit_together([run], on_epoch=each, compile_network=compile_network)[0]
+
+
+def fit_together(
+    runs: Sequence[Run], *, on_epoch: Callable[[int, EpochRecord], None] | None = None, compile_network: bool = False
+) -> list[list[EpochRecord]]:
+    """Train several networks as `fit` would train each alone, a step of each in turn.
+
+    On a GPU each has a stream of its own, so that networks too small to fill it fill it together.
+    """
+    trainers = [_Trainer(run, compile_network=compile_network) for run in runs]
+    going: dict[int, Iterator[None]] = {}
+    for index, trainer in enumerate(trainers):
+        say = None if on_epoch is None else partial(on_epoch, index)
+        going[index] = trainer.run_all(say)
+    while going:
+        for index in list(going):
+            with trainers[index].on_own_stream():
+                if next(going[index], going) is going:
+                    del going[index]
+    for trainer in trainers:
+        trainer.finish()
+    return [trainer.history for trainer in trainers]
 
 
 class _Trainer:
     """The state of a run: everything that a resumed run must have back."""
 
-    def __init__(
-        self, network: nn.Module, train: Labelled, validation: Labelled, settings: TrainSettings, *, compile_network: bool
-    ) -> None:
-        self.network, self.train, self.validation, self.settings = network, train, validation, settings
-        self.device = next(network.parameters()).device
+    def __init__(self, run: Run, *, compile_network: bool) -> None:
+        self.network, self.settings, self.run = run.network, run.settings, run
+        self.device = next(self.network.parameters()).device
         self.key = self._run_key()
-        if settings.precision == "fp8":
-            convert_to_fp8(network, weights="fp16")
-        self.forward = torch.compile(network, dynamic=True) if compile_network else network
-        decayed = [p for p in network.parameters() if p.ndim > 1]
-        plain = [p for p in network.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer: torch.optim.Optimizer
-        if settings.precision == "fp8":
-            self.optimizer = AdamW(groups, lr=settings.learning_rate, gradient_clip=settings.gradient_clip, seed=settings.seed)
-        else:
-            self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
-        self.objective = getattr(network, "objective", absolute_error)
-        self.average = (
-            AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay)) if settings.ema_decay else None
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.fixed_shapes: bool = getattr(self.network, "fixed_shapes", False)
+        fp8 = self.settings.precision == "fp8"
+        if fp8:
+            convert_to_fp8(self.network, weights="fp16")
+        self.forward = torch.compile(self.network, dynamic=not self.fixed_shapes) if compile_network else self.network
+        self.optimizer = self._make_optimizer()
+        self.objective = getattr(self.network, "objective", absolute_error)
+        self.average = deepcopy(self.network).requires_grad_(False) if self.settings.ema_decay else None
+        self.ema_rate = torch.zeros((), device=self.device)
+        self.step: Callable[..., Tensor] = (
+            CapturedStep(self._step) if self.stream and self.fixed_shapes and not fp8 else self._step
         )
-        self.steps_per_epoch = math.ceil(len(train.inputs) / settings.batch_size)
-        self.epoch = 0
+        self.steps_per_epoch = math.ceil(len(run.train.inputs) / self.settings.batch_size)
         self.history: list[EpochRecord] = []
         self.best_mae = float("inf")
-        self.best_weights = self._copy_weights()
+        self.best_weights = _copy_of(self.judged)
+        if run.state_path is not None and run.state_path.exists():
+            self.load(run.state_path)
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
-    def run_epoch(self) -> EpochRecord:
-        """Train one epoch and validate."""
+    def _make_optimizer(self) -> torch.optim.Optimizer:
         settings = self.settings
+        decayed = [p for p in self.network.parameters() if p.ndim > 1]
+        plain = [p for p in self.network.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        if settings.precision == "fp8":
+            return AdamW(groups, lr=settings.learning_rate, gradient_clip=settings.gradient_clip, seed=settings.seed)
+        if self.stream is None:
+            return torch.optim.AdamW(groups, lr=settings.learning_rate)
+        rate = torch.tensor(settings.learning_rate, device=self.device)
+        return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=True)
+
+    @property
+    def epoch(self) -> int:
+        """Number of epochs behind."""
+        return len(self.history)
+
+    def on_own_stream(self) -> AbstractContextManager[Any]:
+        """Context of the run's own stream, on a GPU."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def run_all(self, on_epoch: Callable[[EpochRecord], None] | None) -> Iterator[None]:
+        """Train all epochs that are left; yields after every step."""
+        while self.epoch < self.settings.epochs:
+            yield from self._run_epoch()
+            if on_epoch is not None:
+                on_epoch(self.history[-1])
+            last = self.epoch == self.settings.epochs
+            if self.run.state_path is not None and (last or self.epoch % self.settings.save_every == 0):
+                self.save(self.run.state_path)
+
+    def finish(self) -> None:
+        """Leave the best weights in the network, in FP32."""
+        if self.stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        self.network.load_state_dict(self.best_weights)
+        if self.settings.precision == "fp8":
+            restore_linear(self.network)
+
+    def _run_epoch(self) -> Iterator[None]:
+        """Train one epoch, yielding after every step, and validate."""
+        settings, train = self.settings, self.run.train
         self.network.train()
-        torch.manual_seed(
-            settings.seed * 104_729 + self.epoch
-        )  # of dropout, so that a resumed run draws what an unbroken one does
-        jitter = torch.Generator().manual_seed(settings.seed * 7_919 + self.epoch)
+        generator = torch.Generator(self.device).manual_seed(settings.seed * 7_919 + self.epoch)
         total_error = torch.zeros((), device=self.device, dtype=torch.float64)
-        total_steps = self.steps_per_epoch * settings.epochs
-        batches = epoch_batches(len(self.train.inputs), settings.batch_size, settings.seed, self.epoch)
-        rate = settings.learning_rate
-        for step, indices in enumerate(batches, start=self.epoch * self.steps_per_epoch):
-            rate = settings.learning_rate * (1 - step / total_steps)
-            if step < settings.warm_up * total_steps:
-                rate *= (step + 1) / (settings.warm_up * total_steps + 1)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            total_error += self._step(indices, jitter)
-        self.epoch += 1
+        order = torch.cat(list(epoch_batches(len(train.inputs), settings.batch_size, settings.seed, self.epoch)))
+        first, rate = self.epoch * self.steps_per_epoch, settings.learning_rate
+        for step, rows in enumerate(order.to(self.device).split(settings.batch_size), start=first):
+            rate = self._set_rates(step)
+            jitter = self._draw_jitter(len(rows), generator)
+            torch.manual_seed(settings.seed * 104_729 + step)  # Dropout depends on the run and the step alone.
+            total_error += self.step(rows, *jitter)
+            yield
         predicted = predict(
-            self.judged, self.validation.inputs, batch_size=settings.eval_batch_size, precision=settings.precision
+            self.judged, self.run.validation.inputs, batch_size=settings.eval_batch_size, precision=settings.precision
         )
-        validation_mae = float(self.objective(predicted, self.validation.targets)[1].mean()) if len(predicted) else float("nan")
-        record = EpochRecord(self.epoch, rate, float(total_error) / len(self.train.inputs), validation_mae)
-        self.history.append(record)
+        validation_mae = (
+            float(self.objective(predicted, self.run.validation.targets)[1].mean()) if len(predicted) else float("nan")
+        )
+        self.history.append(EpochRecord(self.epoch + 1, rate, float(total_error) / len(train.inputs), validation_mae))
         if validation_mae < self.best_mae or not len(predicted):
-            self.best_mae, self.best_weights = validation_mae, self._copy_weights()
-        return record
+            self.best_mae, self.best_weights = validation_mae, _copy_of(self.judged)
 
-    def _step(self, indices: Tensor, jitter: torch.Generator) -> Tensor:
-        """Take one optimizer step; returns the summed absolute error."""
-        settings = self.settings
-        factors = 1 + settings.volume_jitter * (2 * torch.rand(len(indices), generator=jitter) - 1)
-        indices = indices.to(self.device)
-        batch = self.train.inputs.batch(indices)
+    def _set_rates(self, step: int) -> float:
+        """Set what changes from step to step; returns the learning rate."""
+        settings, total = self.settings, self.steps_per_epoch * self.settings.epochs
+        rate = settings.learning_rate * (1 - step / total)
+        if step < settings.warm_up * total:
+            rate *= (step + 1) / (settings.warm_up * total + 1)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self.ema_rate.fill_(1 - min(settings.ema_decay, (1 + step) / (10 + step)))
+        return rate
+
+    def _draw_jitter(self, n: int, generator: torch.Generator) -> list[Tensor]:
+        """Draw what n examples are changed by, an array for each kind of jitter that is asked for."""
+        settings, drawn = self.settings, []
         if settings.volume_jitter:
-            batch = batch.scaled(factors.to(self.device))
+            drawn.append(1 + settings.volume_jitter * (2 * torch.rand(n, generator=generator, device=self.device) - 1))
         if settings.fraction_jitter:
-            noise = torch.randn(batch.fractions.shape, generator=jitter)
-            batch = batch.jittered(settings.fraction_jitter * noise.to(self.device))
+            shape = n, *self.run.train.inputs.fractions.shape[1:]  # type: ignore[attr-defined]
+            drawn.append(settings.fraction_jitter * torch.randn(shape, generator=generator, device=self.device))
+        return drawn
+
+    def _step(self, rows: Tensor, *jitter: Tensor) -> Tensor:
+        """Take one optimizer step; returns the summed absolute error."""
+        settings, left = self.settings, list(jitter)
+        batch = self.run.train.inputs.batch(rows)
+        if settings.volume_jitter:
+            batch = batch.scaled(left.pop(0))
+        if settings.fraction_jitter:
+            batch = batch.jittered(left.pop(0))
+        whole = len(rows) == settings.batch_size
         with autocast(settings.precision, self.device):
-            predicted = self.forward(batch)
-        loss, error = self.objective(predicted, self.train.targets[indices])
+            predicted = (self.forward if whole or not self.fixed_shapes else self.network)(batch)
+        loss, error = self.objective(predicted, self.run.train.targets[rows])
         self.optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
         if settings.precision != "fp8":  # there the optimizer clips, which has the gradients
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
         self.optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.network)
+            self._follow(self.average)
         return error.detach().sum()
+
+    @torch.no_grad()
+    def _follow(self, average: nn.Module) -> None:
+        """Move the averaged weights towards the network's."""
+        kept: list[Tensor] = list(average.parameters())
+        new: list[Tensor] = list(self.network.parameters())
+        moves = list(torch._foreach_sub(new, kept))  # noqa: SLF001 - as torch's own averages do, a kernel for many tensors
+        torch._foreach_mul_(moves, self.ema_rate)
+        torch._foreach_add_(kept, moves)
 
     @property
     def judged(self) -> nn.Module:
         """The network whose weights validation sees and the run keeps."""
-        return self.network if self.average is None else self.average.module
-
-    def _copy_weights(self) -> dict[str, Tensor]:
-        return _copy_of(self.judged)
+        return self.network if self.average is None else self.average
 
     def _run_key(self) -> str:
         """Digest of all that decides the run: settings, initial weights, targets, and the first inputs."""
-        own: dict[str, Any] = getattr(
-            self.network, "config", dict
-        )()  # what leaves no trace in the weights: dropout, scales, weights of losses
+        train = self.run.train
+        own: dict[str, Any] = getattr(self.network, "config", dict)()  # with what leaves no trace in the weights, like dropout
         digest = hashlib.sha256(json.dumps([asdict(self.settings), own], sort_keys=True).encode())
-        tensors = [*self.network.state_dict().values(), self.train.targets, self.validation.targets]
-        if len(self.train.inputs):
-            first = self.train.inputs.batch(torch.arange(min(len(self.train.inputs), 256), device=self.device))
+        tensors = [*self.network.state_dict().values(), train.targets, self.run.validation.targets]
+        if len(train.inputs):
+            first = train.inputs.batch(torch.arange(min(len(train.inputs), 256), device=self.device))
             tensors += [getattr(first, field.name) for field in fields(first)]
         for tensor in tensors:
             digest.update(tensor.detach().cpu().numpy().tobytes())
@@ -283,7 +367,6 @@ class _Trainer:
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, UnpicklingError) as error:
             reason = str(error).split("\n", 1)[0][:200]
             raise InvalidCheckpoint(f"{path} cannot be resumed ({reason}); delete it to start anew") from error
-        self.epoch = len(self.history)
 
 
 def _copy_of(network: nn.Module) -> dict[str, Tensor]:

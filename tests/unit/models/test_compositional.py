@@ -17,7 +17,7 @@ from gnome.models.energy_model import validate_formula_model
 from gnome.models.ensemble import CompositionalEnsemble
 from gnome.models.formulas import FormulaBatch, PackedFormulas
 from gnome.models.recipes import EnsembleSettings, train_member
-from gnome.models.training import Labelled, TrainSettings, fit, predict
+from gnome.models.training import Labelled, Run, TrainSettings, fit, fit_together, predict
 
 SMALL = CompositionalSettings(depth=2, width=16, heads=2, dropout=0.0, n_schemes=2)
 FORMULAS = ("Fe2O3", "LiFePO4", "NaCl", "Cu", "Ba(NO3)2", "Li7La3Zr2O12")
@@ -184,12 +184,42 @@ def test_a_run_with_averaged_weights_resumes_to_the_bit(tmp_path: Path) -> None:
 
 def test_averaged_weights_are_what_is_kept() -> None:
     examples = learnable(40)
+
+    def trained(epochs: int, decay: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        subject = CompositionalNetwork(SMALL)
+        settings = TrainSettings(epochs=epochs, batch_size=40, learning_rate=1e-2, ema_decay=decay)
+        fit(subject, examples, replace(examples, targets=examples.targets * float("nan")), settings)
+        return subject.answer.weight.detach()
+
     torch.manual_seed(0)
-    subject = CompositionalNetwork(SMALL)
-    before = subject.answer.weight.detach().clone()
-    fit(subject, examples, examples, TrainSettings(epochs=1, batch_size=20, learning_rate=1e-2, ema_decay=0.999999))
-    moved = (subject.answer.weight - before).norm()
-    assert 0 < moved < 0.1  # the first step's weights, hardly moved by the second
+    before = CompositionalNetwork(SMALL).answer.weight.detach()
+    after = trained(1, 0.0)
+    torch.testing.assert_close(trained(1, 0.95), before + 0.9 * (after - before))  # the first step's decay is 1/10
+    torch.testing.assert_close(trained(1, 0.05), before + 0.95 * (after - before))
+
+
+def test_runs_trained_together_are_those_trained_alone() -> None:
+    examples, settings = learnable(50), TrainSettings(batch_size=20, warm_up=0.2, ema_decay=0.8, fraction_jitter=0.02)
+
+    def runs() -> list[Run]:
+        made = []
+        for seed, epochs in ((1, 3), (2, 2)):
+            torch.manual_seed(seed)
+            network = CompositionalNetwork(replace(SMALL, dropout=0.2))
+            made.append(
+                Run(network=network, train=examples, validation=examples, settings=replace(settings, seed=seed, epochs=epochs))
+            )
+        return made
+
+    heard: list[tuple[int, int]] = []
+    together, alone = runs(), runs()
+    histories = fit_together(together, on_epoch=lambda index, record: heard.append((index, record.epoch)))
+    assert sorted(heard) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2)]
+    for one, other, history in zip(together, alone, histories, strict=True):
+        assert fit(other.network, other.train, other.validation, other.settings) == history
+        own, expected = one.network.state_dict(), other.network.state_dict()
+        assert all(torch.equal(own[name], expected[name]) for name in own)
 
 
 @pytest.mark.parametrize("change", [{"ema_decay": 1.0}, {"warm_up": -0.1}, {"ema_decay": 0.9, "precision": "fp8"}])

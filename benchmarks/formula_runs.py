@@ -1,0 +1,57 @@
+"""Train many formula networks at once: those of fixed shapes together in few processes, the others one a process."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gnome.models.training import EpochRecord, Run, fit_together
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run, its name in the log, and what makes a row of its trained network."""
+
+    name: str
+    run: Run
+    row: Callable[[list[EpochRecord]], Row]
+
+
+def train_jobs(
+    prepare: Callable[[Any, str], Prepared], jobs: Sequence[Any], *, alone: Callable[[Any], bool], compiled: bool, processes: int
+) -> Iterator[Row]:
+    """Train all jobs on the GPU where there is one, and yield a row of each as they end; `prepare(job, device)` is called where it runs."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    together = [job for job in jobs if not alone(job)]
+    groups = [[job] for job in jobs if alone(job)] + [together[i::processes] for i in range(min(processes, len(together)))]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(groups) if device == "cuda" else 1, mp_context=context) as pool:
+        for future in as_completed([pool.submit(_train_group, prepare, group, device, compiled) for group in groups]):
+            yield from future.result()
+
+
+def _train_group(prepare: Callable[[Any, str], Prepared], jobs: Sequence[Any], device: str, compiled: bool) -> list[Row]:
+    torch.set_float32_matmul_precision("high")
+    torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
+    if device == "cuda":
+        torch.set_num_threads(2)
+    prepared = [prepare(job, device) for job in jobs]
+    began = time.perf_counter()
+
+    def say(index: int, record: EpochRecord) -> None:
+        if record.epoch in {1, 2} or record.epoch % 10 == 0:
+            spent = time.perf_counter() - began
+            errors = f"{record.train_mae:.4f} {record.validation_mae:.4f}"
+            print(f"{prepared[index].name}: epoch {record.epoch}, {errors}, {spent:.0f} s", flush=True)
+
+    histories = fit_together([one.run for one in prepared], on_epoch=say, compile_network=compiled)
+    seconds = time.perf_counter() - began
+    return [
+        one.row(history) | {"seconds": seconds, "at once": len(jobs)} for one, history in zip(prepared, histories, strict=True)
+    ]

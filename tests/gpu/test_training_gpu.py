@@ -1,0 +1,57 @@
+"""Steps as CUDA graphs: the same numbers as without, and networks trained together are those trained alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
+from gnome.models.formulas import PackedFormulas
+from gnome.models.training import Labelled, Run, TrainSettings, fit, fit_together
+
+pytestmark = pytest.mark.gpu
+
+SETTINGS = TrainSettings(epochs=4, batch_size=32, warm_up=0.2, ema_decay=0.8, fraction_jitter=0.02, weight_decay=1e-2)
+
+
+def examples(n: int = 300) -> Labelled:
+    generator = torch.Generator().manual_seed(0)
+    amounts = torch.randint(1, 6, (n, 3), generator=generator).tolist()
+    elements = [torch.randperm(80, generator=generator)[:3].add(1).tolist() for _ in range(n)]
+    pack = PackedFormulas.from_compositions([dict(zip(*pair, strict=True)) for pair in zip(elements, amounts, strict=True)])
+    targets = torch.randn((n, 2), generator=generator)
+    targets[::3, 1] = torch.nan
+    return Labelled(pack.to("cuda"), targets.to("cuda"))
+
+
+def run(seed: int, *, captured: bool = True, precision: str = "fp32") -> Run:
+    torch.manual_seed(seed)
+    network = CompositionalNetwork(CompositionalSettings(depth=2, width=64, heads=4, dropout=0.2)).to("cuda")
+    network.fixed_shapes = captured
+    labelled = examples()
+    settings = replace(SETTINGS, seed=seed, precision=precision)  # type: ignore[arg-type]
+    return Run(network=network, train=labelled, validation=labelled, settings=settings)
+
+
+def distance(one: Run, other: Run) -> float:
+    pairs = zip(one.network.parameters(), other.network.parameters(), strict=True)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_captured_steps_are_the_steps(precision: str) -> None:
+    one, other, third = (run(1, captured=captured, precision=precision) for captured in (True, False, False))
+    for subject in (one, other):
+        fit(subject.network, subject.train, subject.validation, subject.settings)
+    moved = distance(other, third)
+    assert moved > 1e-3
+    assert distance(one, other) < 0.01 * moved
+
+
+def test_runs_trained_together_are_those_trained_alone() -> None:
+    together, alone = [run(seed) for seed in range(4)], [run(seed) for seed in range(4)]
+    histories = fit_together(together)
+    for one, other, history in zip(together, alone, histories, strict=True):
+        expected = fit(other.network, other.train, other.validation, other.settings)
+        assert [record.validation_mae for record in history] == pytest.approx([r.validation_mae for r in expected], rel=1e-3)
+        assert distance(one, other) < 1e-3
