@@ -284,7 +284,8 @@ class _Trainer:
         if settings.volume_jitter:
             drawn.append(1 + settings.volume_jitter * (2 * torch.rand(n, generator=generator, device=self.device) - 1))
         if settings.fraction_jitter:
-            shape = n, *self.run.train.inputs.fractions.shape[1:]  # type: ignore[attr-defined]
+            one = self.run.train.inputs.batch(torch.zeros(1, dtype=torch.long, device=self.device))
+            shape = n, one.fractions.shape[1]
             drawn.append(settings.fraction_jitter * torch.randn(shape, generator=generator, device=self.device))
         return drawn
 

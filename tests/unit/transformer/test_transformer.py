@@ -10,7 +10,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gnome.errors import InvalidInput
 from gnome.fp8 import convert_to_fp8
-from gnome.transformer import BLOCKS, Block, Gains, Transformer, TransformerSettings, parameter_groups, shaped_attention
+from gnome.transformer import (
+    BLOCKS,
+    Block,
+    Gains,
+    Transformer,
+    TransformerSettings,
+    attention,
+    parameter_groups,
+    shaped_attention,
+)
 
 WIDTH, HEADS, TOKENS = 24, 3, 7
 SKIPLESS = ("sas", "sasp")
@@ -139,7 +148,11 @@ def test_blocks_are_their_equations(block: str, dials: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("padding", [0, 3])
-def test_sets_with_weights_are_their_equations(block: str, padding: int) -> None:
+@pytest.mark.parametrize("multiplied_out", [0, TOKENS])
+def test_sets_with_weights_are_their_equations(
+    block: str, padding: int, multiplied_out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "MULTIPLIED_OUT", multiplied_out)
     made, x, weights = model(block=block), draw(4, TOKENS, WIDTH), set_weights(4, padding)
     real = TOKENS - padding
     assert difference(made(x, weights)[:, :real], reference(made, x, weights)[:, :real]) < 1e-12
