@@ -4,10 +4,10 @@
     python benchmarks/compositional_critexam.py SHARDS [--arms sas preln ...] [--seeds 0 1 2]
 
 59,509 formulas of CritExam (Bartel et al. 2020) train, but for those of buckets 55-59, by which the epoch and everything else is
-chosen; the 12,752 of its validation file are reported.  Arms that end in `+` learn from other formulas too, each source under its own label
-scheme: the lowest formation energies in WBM and in Materials Project data, none of a formula that is chosen by or reported on.  An arm
-may end in `@RATE`, its own learning rate.  Published, on CritExam's test file: Roost 0.0547 and 0.0669 eV/atom, CrabNet 0.0593 and 0.0632
-with F1 0.788 and AUC 0.884 (stable: at most 0).
+chosen; the 12,752 of its validation file are reported.  Arms whose name ends in `+` learn from other formulas too, each source under its own label
+scheme: the lowest formation energies in WBM and in Materials Project data, none of a formula that is chosen by or reported on.  Settings
+of an arm's network or training may follow its name: "sas+ learning_rate=1e-3 depth=4".  Published, on CritExam's test file: Roost 0.0547
+and 0.0669 eV/atom, CrabNet 0.0593 and 0.0632 with F1 0.788 and AUC 0.884 (stable: at most 0).
 
 Runs go side by side where there is a GPU, and are kept as they end: a line each in $OUT/compositional_critexam.jsonl, all answers in
 $OUT/compositional_answers.npz, of which medians over seeds are reported too.
@@ -17,7 +17,8 @@ import argparse
 import json
 import os
 import statistics
-from dataclasses import dataclass, replace
+from ast import literal_eval
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from gnome.models.datasets import TRAIN_BUCKETS, VALIDATION_BUCKETS
 from gnome.models.formula_graph import FormulaGraphSettings
 from gnome.models.formulas import PackedFormulas
 from gnome.models.recipes import FORMULA_NETWORK, FORMULA_TRAIN, NetworkSettings, untrained
-from gnome.models.training import EpochRecord, Labelled, Run, predict
+from gnome.models.training import EpochRecord, Labelled, Run, TrainSettings, predict
 from gnome.quantities import Quantity
 
 OURS = replace(FORMULA_NETWORK, n_schemes=3)
@@ -46,13 +47,8 @@ ARMS: dict[str, NetworkSettings] = {
     "sasp": replace(OURS, block="sasp"),
     "preln": replace(OURS, block="preln"),
     "parallel": replace(OURS, block="parallel"),
-    "preln equal": replace(OURS, block="preln", width=176, hidden=352),
-    "parallel equal": replace(OURS, block="parallel", width=176, hidden=352),
-    "sas relu": replace(OURS, activation="relu", hidden=768),
-    "sas dropout": replace(OURS, dropout=0.25),
-    "preln dropout": replace(OURS, block="preln", dropout=0.25),
-    "gnome e_form": FormulaGraphSettings(),
-    "gnome decomposition": FormulaGraphSettings(),
+    "gnome-e_form": FormulaGraphSettings(),
+    "gnome-decomposition": FormulaGraphSettings(),
 }
 
 
@@ -63,23 +59,26 @@ class Job:
     arm: str
     seed: int
     epochs: int
-    learning_rate: float
     shards: Path
 
     @property
-    def settings(self) -> NetworkSettings:
-        """The arm's network."""
-        return ARMS[self.arm.split("@")[0].rstrip("+")]
+    def name(self) -> str:
+        """The arm's name without its settings."""
+        return self.arm.split()[0].rstrip("+")
 
     @property
     def others(self) -> bool:
         """Whether it learns from other formulas too."""
-        return "+" in self.arm.split("@")[0]
+        return self.arm.split()[0].endswith("+")
 
     @property
-    def rate(self) -> float:
-        """The learning rate: the arm's own or that of all."""
-        return float(self.arm.split("@")[1]) if "@" in self.arm else self.learning_rate
+    def settings(self) -> tuple[NetworkSettings, TrainSettings]:
+        """The network's settings and how it is trained."""
+        network, train = ARMS[self.name], replace(TRAIN, seed=self.seed)
+        given = {name: literal_eval(value) for name, value in (word.split("=") for word in self.arm.split()[1:])}
+        of_training = {field.name for field in fields(TrainSettings)}
+        train = replace(train, **{name: value for name, value in given.items() if name in of_training})
+        return replace(network, **{name: value for name, value in given.items() if name not in of_training}), train
 
 
 @lru_cache
@@ -114,14 +113,14 @@ def packed(formulas: Any, schemes: Any) -> PackedFormulas:
 
 def settings_of(job: Job, train: tuple[PackedFormulas, np.ndarray]) -> tuple[NetworkSettings, int | None]:
     """The network's settings with scales of the training part, and the column that a network of one target learns."""
-    settings = job.settings
+    settings = job.settings[0]
     pack, targets = train
     own = targets[(pack.scheme == 0).numpy()]
     centre = np.median(own, 0)
     spread = np.abs(own - centre).mean(0)
     if isinstance(settings, FormulaGraphSettings):
-        column = int("decomposition" in job.arm)
-        return replace(settings, scale=float(spread[column]), shift=float(centre[column])), column
+        column = int("decomposition" in job.name)
+        return replace(settings, n_schemes=3, scale=float(spread[column]), shift=float(centre[column])), column
     if isinstance(settings, CompositionalSettings):
         return replace(settings, scales=tuple(spread.tolist()), shifts=tuple(centre.tolist())), None
     raise ValueError(f"{job.arm} is no network of formulas")
@@ -140,7 +139,7 @@ def prepare(job: Job, device: str) -> Prepared:
     torch.manual_seed(job.seed)
     network = untrained(shape).to(device)
     epochs = max(1, round(job.epochs * N_TRAIN / len(parts["train"][0])))  # as many steps
-    settings = replace(TRAIN, seed=job.seed, epochs=epochs, learning_rate=job.rate)
+    settings = replace(job.settings[1], epochs=epochs)
     run = Run(network=network, train=labelled("train"), validation=labelled("chosen by"), settings=settings)
 
     def row(history: list[EpochRecord]) -> Row:
@@ -213,28 +212,25 @@ def medians(rows: list[Row], shards: Path) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), help=f"any of {', '.join(ARMS)}; with + at the end all data")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), help=f"any of {', '.join(ARMS)}; with + all data")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--learning-rate", type=float, default=TRAIN.learning_rate)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--processes", type=int, default=1, help="on a GPU, for all networks but GNoME's, which have one each")
     options = parser.parse_args()
     print(conditions())
     out = Path(os.environ.get("OUT", "."))
-    jobs = [
-        Job(arm, seed, options.epochs, options.learning_rate, options.shards) for seed in options.seeds for arm in options.arms
-    ]
+    jobs = [Job(arm, seed, options.epochs, options.shards) for seed in options.seeds for arm in options.arms]
     rows = []
 
     def alone(job: Job) -> bool:
-        return isinstance(job.settings, FormulaGraphSettings)
+        return isinstance(job.settings[0], FormulaGraphSettings)
 
     for row in train_jobs(prepare, jobs, alone=alone, compiled=options.compile, processes=options.processes):
         rows.append(row)
         kept = {name: value for name, value in row.items() if name != "answers"}
         with (out / "compositional_critexam.jsonl").open("a") as file:
-            file.write(json.dumps(conditions() | kept | {"learning_rate": options.learning_rate}) + "\n")
+            file.write(json.dumps(conditions() | kept) + "\n")
         names = [f"{one['arm']}, {one['seed']}, {part}" for one in rows for part in one["answers"]]
         answers = [values.astype(np.float16) for one in rows for values in one["answers"].values()]
         np.savez_compressed(out / "compositional_answers.npz", **dict(zip(names, answers, strict=True)))

@@ -37,8 +37,8 @@ class CompositionalSettings:
     """Shape of the network.
 
     `scales` and `shifts` (eV/atom) are those of the two targets; `n_schemes` label schemes (sets of corrections) may be learnt together,
-    and a prediction is asked for under one.  `scale_weight` and `stable_weight` are those of the losses of the uncertainties and of
-    stable-or-not beside those of the energies.
+    and a prediction is asked for under one.  `target_weights` are those of the losses of the energies, which are counted in their scales;
+    `scale_weight` and `stable_weight` those of the losses of the uncertainties and of stable-or-not.
     """
 
     block: BlockName = "sas"
@@ -52,13 +52,17 @@ class CompositionalSettings:
     n_schemes: int = 1
     scales: tuple[float, ...] = (1.0, 0.1)
     shifts: tuple[float, ...] = (-1.5, 0.0)
+    target_weights: tuple[float, ...] = (1.0, 1.0)
     scale_weight: float = 0.1
     stable_weight: float = 0.2
 
     def __post_init__(self) -> None:
-        if len(self.scales) != len(TARGETS) or len(self.shifts) != len(TARGETS) or not all(0 < x < math.inf for x in self.scales):
+        n = len(TARGETS)
+        if len(self.target_weights) != n or not all(0 <= x < math.inf for x in self.target_weights):
+            raise InvalidInput(f"target_weights {self.target_weights}: expected {n}, none below 0")
+        if len(self.scales) != n or len(self.shifts) != n or not all(0 < x < math.inf for x in self.scales):
             raise InvalidInput(
-                f"scales {self.scales} and shifts {self.shifts}: expected {len(TARGETS)} of each, the scales above 0"
+                f"scales {self.scales} and shifts {self.shifts}: expected {n} of each, the scales above 0"
             )
 
 
@@ -120,6 +124,7 @@ class CompositionalNetwork(nn.Module):
     features: Tensor
     scales: Tensor
     shifts: Tensor
+    target_weights: Tensor
 
     def __init__(self, settings: CompositionalSettings) -> None:
         super().__init__()
@@ -144,6 +149,7 @@ class CompositionalNetwork(nn.Module):
         nn.init.normal_(self.answer.weight, std=0.02)
         nn.init.zeros_(self.answer.bias)
         self.register_buffer("scales", torch.tensor(settings.scales), persistent=False)
+        self.register_buffer("target_weights", torch.tensor(settings.target_weights), persistent=False)
         self.register_buffer("shifts", torch.tensor(settings.shifts), persistent=False)
 
     def forward(self, batch: FormulaBatch) -> Tensor:
@@ -175,7 +181,7 @@ class CompositionalNetwork(nn.Module):
             answers[:, -1], (targets[:, 1] <= 0).to(answers.dtype), reduction="none"
         )
         settings = self.settings
-        loss = ((errors / self.scales + settings.scale_weight * likelihood) * known).sum(1)
+        loss = ((self.target_weights * errors / self.scales + settings.scale_weight * likelihood) * known).sum(1)
         loss = loss + settings.stable_weight * stable * known[:, 1]
         return loss, (errors.detach() * known).sum(1) / known.sum(1).clamp(min=1)
 
