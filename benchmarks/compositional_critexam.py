@@ -4,10 +4,10 @@
     python benchmarks/compositional_critexam.py SHARDS [--arms sas preln ...] [--seeds 0 1 2]
 
 59,509 formulas of CritExam (Bartel et al. 2020) train, but for those of buckets 55-59, by which the epoch and everything else is
-chosen; the 12,752 of its validation file are reported.  Arms whose name ends in `+` learn from other formulas too, each source under its own label
-scheme: the lowest formation energies in WBM and in Materials Project data, none of a formula that is chosen by or reported on.  Settings
-of an arm's network or training may follow its name: "sas+ learning_rate=1e-3 depth=4".  Published, on CritExam's test file: Roost 0.0547
-and 0.0669 eV/atom, CrabNet 0.0593 and 0.0632 with F1 0.788 and AUC 0.884 (stable: at most 0).
+chosen; the 12,752 of its validation file are reported.  Arms whose name ends in `+` learn from other formulas too, each source under its
+own label scheme: the lowest formation energies in WBM and in Materials Project data, none of a formula that is chosen by or reported on.
+Settings of an arm's network or training may follow its name: "sas+ learning_rate=1e-3 depth=4".  Published, on CritExam's test file:
+Roost 0.0547 and 0.0669 eV/atom, CrabNet 0.0593 and 0.0632 with F1 0.788 and AUC 0.884 (stable: at most 0).
 
 Runs go side by side where there is a GPU, and are kept as they end: a line each in $OUT/compositional_critexam.jsonl, all answers in
 $OUT/compositional_answers.npz, of which medians over seeds are reported too.

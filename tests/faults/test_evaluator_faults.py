@@ -123,10 +123,11 @@ def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> N
     script = tmp_path / "parent.py"
     script.write_text(
         textwrap.dedent("""
-        import sys
+        import signal, sys
         from pathlib import Path
         from test_evaluator_faults import evaluator, fcc
         from dft_stub.workers import WorkerLimits
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
         subject = evaluator(limits=WorkerLimits(seconds=600))
         ticket = subject.submit({"a": fcc("Ni"), "b": fcc("Ni", 3.7)})  # both hang
         Path(sys.argv[1]).write_text(" ".join(map(str, subject._pool.worker_pids())))
