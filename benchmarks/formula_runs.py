@@ -26,21 +26,30 @@ class Prepared:
 def train_jobs(
     prepare: Callable[[Any, str], Prepared], jobs: Sequence[Any], *, alone: Callable[[Any], bool], compiled: bool, processes: int
 ) -> Iterator[Row]:
-    """Train all jobs on the GPU where there is one, and yield a row of each as they end; `prepare(job, device)` is called where it runs."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    """Train all jobs on the GPUs there are, and yield a row of each as they end; `prepare(job, device)` is called where it runs.
+
+    `processes`: how many on each GPU share the jobs that are not `alone`.
+    """
+    gpus = torch.cuda.device_count()
+    devices = [f"cuda:{i}" for i in range(gpus)] or ["cpu"]
     together = [job for job in jobs if not alone(job)]
-    groups = [[job] for job in jobs if alone(job)] + [together[i::processes] for i in range(min(processes, len(together)))]
+    count = min(processes * len(devices), len(together))
+    groups = [together[i::count] for i in range(count)] + [[job] for job in jobs if alone(job)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(groups) if device == "cuda" else 1, mp_context=context) as pool:
-        for future in as_completed([pool.submit(_train_group, prepare, group, device, compiled) for group in groups]):
+    with ProcessPoolExecutor(len(groups) if gpus else 1, mp_context=context) as pool:
+        futures = [
+            pool.submit(_train_group, prepare, group, devices[i % len(devices)], compiled) for i, group in enumerate(groups)
+        ]
+        for future in as_completed(futures):
             yield from future.result()
 
 
 def _train_group(prepare: Callable[[Any, str], Prepared], jobs: Sequence[Any], device: str, compiled: bool) -> list[Row]:
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
-    if device == "cuda":
+    if device != "cpu":
         torch.set_num_threads(2)
+        torch.cuda.set_device(device)
     prepared = [prepare(job, device) for job in jobs]
     began = time.perf_counter()
 

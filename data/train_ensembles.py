@@ -3,14 +3,16 @@
     python data/prepare_training.py SOURCE SHARDS
     python data/train_ensembles.py SHARDS OUT
 
-Members train at the same time, one process each.  Needs torch, torch-geometric, numpy, scipy, pyarrow, safetensors and vesin; a GPU is used
-where there is one.  The split is by composition: buckets 0-54 train, 55-59 stop and choose, 60-69 are reported.
+On GPUs the members train at the same time: structure networks one process each, formula networks together in two processes a GPU.
+Needs torch, torch-geometric, numpy, scipy, pyarrow, safetensors and vesin.  The split is by composition: buckets 0-54 train, 55-59 stop
+and choose, 60-69 are reported.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from gnome.models.datasets import Split, labelled_subset, pack_crystals, split_b
 from gnome.models.ensemble import median_and_spread
 from gnome.models.formulas import PackedFormulas
 from gnome.models.metrics import atomic_fractions, fit_linear_model, score
-from gnome.models.recipes import FORMULA_NETWORK, FORMULA_TRAIN, EnsembleSettings, train_member, untrained
+from gnome.models.recipes import FORMULA_NETWORK, FORMULA_TRAIN, EnsembleSettings, train_members, untrained
 from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, TrainSettings, predict
 from gnome.quantities import Quantity
@@ -48,52 +50,62 @@ def log(message: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {message}", flush=True)
 
 
-def run_member(
-    index: int, kind: str, settings: EnsembleSettings, data: tuple, device: str, folder: Path, compile_network: bool
+def run_members(
+    indices: Sequence[int], kind: str, settings: EnsembleSettings, data: tuple, device: str, folder: Path, compile_network: bool
 ) -> None:
-    """Train one member in its own process and leave its weights in a file."""
+    """Train some members in their own process and leave their weights in files."""
     torch.set_float32_matmul_precision("high")
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
+    if device != "cpu":
+        torch.cuda.set_device(device)
     pack, targets, train_rows, validation_rows = data
     train, validation = (labelled_subset(pack, targets, rows, device) for rows in (train_rows, validation_rows))
 
     def on_epoch(member: int, record: EpochRecord) -> None:
         if member == 0 or record.epoch == settings.train.epochs:
-            log(
-                f"{kind} member {member} epoch {record.epoch}: train {record.train_mae:.4f} validation {record.validation_mae:.4f} eV/atom"
-            )
+            errors = f"train {record.train_mae:.4f} validation {record.validation_mae:.4f} eV/atom"
+            log(f"{kind} member {member} epoch {record.epoch}: {errors}")
 
-    network = train_member(
-        index, settings, train, validation, state_folder=folder, on_epoch=on_epoch, compile_network=compile_network
+    networks = train_members(
+        indices, settings, train, validation, state_folder=folder, on_epoch=on_epoch, compile_network=compile_network
     )
-    torch.save(network.state_dict(), folder / f"{kind}{index}.weights.pt")
+    for index, network in zip(indices, networks, strict=True):
+        torch.save(network.state_dict(), folder / f"{kind}{index}.weights.pt")
 
 
 def train_all(kind: str, settings: EnsembleSettings, data: tuple, options: argparse.Namespace) -> list[torch.nn.Module]:
     """Train all members at the same time."""
     folder = options.out / "state" / kind
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = (kind, settings, data, options.device, folder, options.compile)
     begin = time.perf_counter()
-    if settings.members == 1 or options.device == "cpu":
-        for index in range(settings.members):
-            run_member(index, *arguments)
+    members = list(range(settings.members))
+    if options.device == "cpu":
+        for index in members:
+            run_members([index], kind, settings, data, "cpu", folder, options.compile)
     else:
+        devices = torch.cuda.device_count()
+        count = min(settings.members, 2 * devices if kind == "compositional" else settings.members)
+        groups = [members[i::count] for i in range(count)]
         context = mp.get_context("spawn")
-        processes = [context.Process(target=run_member, args=(index, *arguments)) for index in range(settings.members)]
-        with ThreadPoolExecutor(settings.members) as pool:  # each start waits for its process to read the data
+        processes = [
+            context.Process(
+                target=run_members, args=(group, kind, settings, data, f"cuda:{i % devices}", folder, options.compile)
+            )
+            for i, group in enumerate(groups)
+        ]
+        with ThreadPoolExecutor(len(processes)) as pool:  # each start waits for its process to read the data
             list(pool.map(lambda process: process.start(), processes))
         for process in processes:
             process.join()
-        if failed := [index for index, process in enumerate(processes) if process.exitcode != 0]:
+        if failed := [group for group, process in zip(groups, processes, strict=True) if process.exitcode != 0]:
             raise SystemExit(f"members {failed} of the {kind} ensemble failed; their errors stand above")
     log(f"{kind}: {settings.members} members in {time.perf_counter() - begin:.0f} s")
-    members = []
-    for index in range(settings.members):
+    networks = []
+    for index in members:
         network = untrained(settings.network)
         network.load_state_dict(torch.load(folder / f"{kind}{index}.weights.pt", map_location="cpu", weights_only=True))
-        members.append(network)
-    return members
+        networks.append(network)
+    return networks
 
 
 def ensemble_predictions(path: Path, inputs: object, device: str) -> np.ndarray:

@@ -61,9 +61,7 @@ class CompositionalSettings:
         if len(self.target_weights) != n or not all(0 <= x < math.inf for x in self.target_weights):
             raise InvalidInput(f"target_weights {self.target_weights}: expected {n}, none below 0")
         if len(self.scales) != n or len(self.shifts) != n or not all(0 < x < math.inf for x in self.scales):
-            raise InvalidInput(
-                f"scales {self.scales} and shifts {self.shifts}: expected {n} of each, the scales above 0"
-            )
+            raise InvalidInput(f"scales {self.scales} and shifts {self.shifts}: expected {n} of each, the scales above 0")
 
 
 class FractionEncoding(nn.Module):
