@@ -26,10 +26,12 @@ import torch.multiprocessing as mp
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import parse_formula
 from gnome.crystals.shards import read_shard
+from gnome.models.calibration import ErrorCalibration, LogitCalibration, coverage, expected_calibration_error
 from gnome.models.checkpoint import load_ensemble, save_ensemble
 from gnome.models.compositional import TARGETS
 from gnome.models.datasets import Split, labelled_subset, pack_crystals, split_by_formula
 from gnome.models.ensemble import median_and_spread
+from gnome.models.formula_ensemble import STABLE, calibrate_formulas, error_widths
 from gnome.models.formulas import PackedFormulas
 from gnome.models.metrics import atomic_fractions, fit_linear_model, score
 from gnome.models.recipes import FORMULA_NETWORK, FORMULA_TRAIN, EnsembleSettings, train_members, untrained
@@ -108,11 +110,15 @@ def train_all(kind: str, settings: EnsembleSettings, data: tuple, options: argpa
     return networks
 
 
-def ensemble_predictions(path: Path, inputs: object, device: str) -> np.ndarray:
-    """Medians over the members as shipped (weights rounded to FP16), a row an input."""
+def member_answers(path: Path, inputs: object, device: str) -> np.ndarray:
+    """Answers (members, inputs, ...) of the members as shipped: their weights rounded to FP16."""
     members, _ = load_ensemble(path)
-    energies = np.stack([predict(member.to(device), inputs).double().cpu().numpy() for member in members])
-    return median_and_spread(energies)[0]
+    return np.stack([predict(member.to(device), inputs).double().cpu().numpy() for member in members])
+
+
+def ensemble_predictions(path: Path, inputs: object, device: str) -> np.ndarray:
+    """Medians over the members, a row an input."""
+    return median_and_spread(member_answers(path, inputs, device))[0]
 
 
 @dataclass(frozen=True)
@@ -234,17 +240,32 @@ def train_compositional(structures: Structures, train: TrainSettings, options: a
         members=options.formula_members,
     )  # fmt: skip
     members = train_all("compositional", settings, (formulas.pack, targets, split.train, split.validation), options)
+    ship_compositional(members, structures, formulas, options)
+
+
+def ship_compositional(
+    members: list[torch.nn.Module], structures: Structures, formulas: Formulas, options: argparse.Namespace
+) -> None:
+    """Write the formula ensemble with its card: calibrated on the validation part, measured on the test part and CritExam's file."""
+    targets, split = formulas.targets, formulas.split
     path = options.out / "compositional.safetensors"
     card = {
         **structures.card,
         "elements": sorted({int(z) for z in formulas.pack.atomic_numbers[split.train].unique() if z}),
         "schemes": SCHEMES,
+        "calibrated_on": "the validation part, where a scheme has labels there",
         "licences": FORMULA_LICENCES,
         "split": "md5 of the reduced formula modulo 100: train 0-54, validation 55-59, test 60-69; but CritExam's train file trains whole, "
         "buckets 60-99 too, without formulas of any other part, and its validation file is reported",
         "trained_on": f"{len(split.train)} labelled formulas, see schemes; none of a formula that any part is chosen by or reported on",
     }
     save_ensemble(path, members, card)
+    scheme_of = formulas.pack.scheme.numpy()[split.validation]
+    found = member_answers(path, labelled_subset(formulas.pack, targets, split.validation, options.device).inputs, options.device)
+    card["schemes"] = [
+        scheme | {"calibration": calibrate_formulas(found[:, scheme_of == i], targets[split.validation[scheme_of == i]])}
+        for i, scheme in enumerate(SCHEMES)
+    ]
     metrics = structures.linear_score()
     wbm_test = structures.wbm_test
     of_structures = PackedFormulas.from_compositions([structures.crystals[i].composition for i in wbm_test])
@@ -254,12 +275,27 @@ def train_compositional(structures: Structures, train: TrainSettings, options: a
     predicted = ensemble_predictions(path, inputs.inputs, options.device)
     metrics["compositional, test, lowest energy a formula, MP2020"] = score(predicted[:, 0], targets[split.test, 0])
     inputs = labelled_subset(formulas.pack, targets, formulas.reported, options.device)
-    predicted = ensemble_predictions(path, inputs.inputs, options.device)
+    found = member_answers(path, inputs.inputs, options.device)
+    predicted = median_and_spread(found)[0]
     for column, name in enumerate(TARGETS):
         metrics[f"compositional, CritExam validation file, {name}"] = score(
             predicted[:, column], targets[formulas.reported, column]
         )
-    write_card(path, members, {**card, "metrics": metrics})
+    checked = check_calibration(card["schemes"][1]["calibration"], found, targets[formulas.reported])
+    write_card(path, members, {**card, "metrics": metrics, "calibration on CritExam's validation file": checked})
+
+
+def check_calibration(calibration: dict, answers: np.ndarray, targets: np.ndarray) -> dict:
+    """Part of the truths within the intervals that should hold so many, and how reliable probabilities of stable are."""
+    medians = np.median(answers, axis=0)
+    found: dict = {}
+    for column, name in enumerate(TARGETS):
+        errors, widths = targets[:, column] - medians[:, column], error_widths(answers, column)
+        own = ErrorCalibration(**calibration[name])
+        found[name] = {f"within {level}": coverage(errors, own.half_widths(widths, level)) for level in (0.5, 0.68, 0.9, 0.95)}
+    p_stable = LogitCalibration(**calibration[STABLE]).probabilities(answers[:, :, -1].mean(0))
+    found[STABLE] = {"expected calibration error": expected_calibration_error(p_stable, targets[:, 1] <= 0)}
+    return found
 
 
 def train_structural(structures: Structures, train: TrainSettings, options: argparse.Namespace) -> None:

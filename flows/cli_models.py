@@ -7,6 +7,7 @@ import typer
 
 from flows.cli import app, make_console, print_json
 from flows.settings import Settings
+from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
 
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON: a list in the order of the input.")]
@@ -24,6 +25,9 @@ def predict_command(
     volumes: Annotated[
         int, typer.Option(help="Volumes tried between 80 and 120 %, the lowest counts; 1 takes the cell as it is.")
     ] = 1,
+    method: Annotated[
+        str, typer.Option(help="With --formula: predict under this method of the ensemble's labels, such as pbe-mp2020.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Predict formation energies of crystals, or of formulas alone.
@@ -33,10 +37,14 @@ def predict_command(
     gnome predict --formula LiFePO4 Fe2O3 my_formulas.csv
     """
     if formula:
-        from flows.predicting_formulas import predict_formulas  # noqa: PLC0415
+        from flows.predicting_formulas import ENERGIES, predict_formulas  # noqa: PLC0415
 
-        rows = predict_formulas(Settings(), files, model=model)
+        if volumes != 1:
+            raise InvalidInput(f"--volumes {volumes}: a formula has no volume; leave it out with --formula")
+        rows = predict_formulas(Settings(), files, model=model, method=method)
     else:
+        if method:
+            raise InvalidInput(f"--method {method}: with --formula only; for crystals, --model names other weights")
         from flows.predicting import predict_files  # noqa: PLC0415
 
         rows = predict_files(Settings(), [Path(file) for file in files], model=model, volumes=volumes)
@@ -44,8 +52,7 @@ def predict_command(
         print_json(rows)
         return
     if formula:
-        energies = (Quantity.E_FORM_PER_ATOM, Quantity.DECOMPOSITION_ENERGY, Quantity.SPREAD)
-        _print_rows(rows, ("formula", *energies, "p_stable", Quantity.REFUSED))
+        _print_rows(rows, ("formula", *ENERGIES, Quantity.REFUSED))
         return
     _print_rows(rows, (Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.E_FORM_PER_ATOM, Quantity.SPREAD, Quantity.REFUSED))
 

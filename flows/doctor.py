@@ -70,13 +70,13 @@ def _ensembles(settings: Settings) -> Iterator[Finding]:
     from flows.workspace import current_weights  # noqa: PLC0415 - imports torch
     from gnome.models.checkpoint import load_ensemble  # noqa: PLC0415 - imports torch
 
-    try:
-        path = current_weights(settings, "structural")
-        _, card = load_ensemble(path)
-        yield Finding("ensemble in use", True, f"{card['sha256'][:16]} on {card['method']}, {path}")
-    except GnomeError as error:
-        yield Finding("ensemble in use", False, str(error), "restore the file, or start with another database")
     for kind in ("structural", "compositional"):
+        try:
+            path = current_weights(settings, kind)
+            _, card = load_ensemble(path)
+            yield Finding(f"{kind} in use", True, f"{card['sha256'][:16]} on {card['method']}, {path}")
+        except GnomeError as error:
+            yield Finding(f"{kind} in use", False, str(error), "restore the file, or start with another database")
         path = shipped_data() / "ensembles" / f"{kind}.safetensors"
         try:
             members, card = load_ensemble(path)

@@ -14,14 +14,22 @@ from flows.workspace import current_weights
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formula import MAX_FORMULA_LENGTH, parse_amounts
 from gnome.errors import InvalidInput
-from gnome.models.ensemble import CompositionalEnsemble
+from gnome.models.formula_ensemble import CompositionalEnsemble
 from gnome.quantities import Quantity
 
 Row = dict[str, Any]
 
 COLUMNS = ("formula", str(Quantity.REDUCED_FORMULA), "composition")
 """Names under which a table may hold its formulas."""
-_ANSWERED = (Quantity.E_FORM_PER_ATOM, Quantity.DECOMPOSITION_ENERGY, Quantity.SPREAD, "p_stable", Quantity.METHOD, "model")
+ENERGIES = (
+    Quantity.E_FORM_PER_ATOM,
+    Quantity.E_FORM_UNCERTAINTY,
+    Quantity.DECOMPOSITION_ENERGY,
+    Quantity.DECOMPOSITION_UNCERTAINTY,
+    Quantity.SPREAD,
+    Quantity.P_STABLE,
+)
+"""Columns of an answer, in their order."""
 _FILES = {".csv", ".txt", ".parquet"}
 
 
@@ -42,7 +50,7 @@ def read_formulas(arguments: Sequence[str]) -> Iterator[AskedFormula]:
         path = Path(argument)
         suffix = path.suffix.lower()
         if suffix not in _FILES:
-            if len(argument) <= MAX_FORMULA_LENGTH and path.is_file():
+            if 0 < len(argument) <= MAX_FORMULA_LENGTH and path.exists() and not _is_formula(argument):
                 raise InvalidInput(f"{path}: formulas are read from {', '.join(sorted(_FILES))} files")
             yield AskedFormula(argument, argument)
             continue
@@ -54,6 +62,13 @@ def read_formulas(arguments: Sequence[str]) -> Iterator[AskedFormula]:
             raise InvalidInput(f"{path}: cannot be read ({error.strerror or error})") from None
         except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
             raise InvalidInput(f"{path}: is no {suffix[1:]} file of formulas ({str(error).splitlines()[0]})") from None
+
+
+def _is_formula(text: str) -> bool:
+    try:
+        return bool(parse_amounts(text))
+    except InvalidInput:
+        return False
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -68,8 +83,10 @@ def _csv_cells(path: Path) -> Iterator[tuple[int, str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         column = _column(path, reader.fieldnames or ())
+        line = reader.line_num + 1
         for row in reader:
-            yield reader.line_num, (row[column] or "").strip()
+            yield line, (row[column] or "").strip()
+            line = reader.line_num + 1
 
 
 def _parquet_cells(path: Path) -> Iterator[tuple[int, str]]:
@@ -89,14 +106,16 @@ def _column(path: Path, names: Sequence[str]) -> str:
     return found
 
 
-def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Path | None) -> list[Row]:
-    """Predict every formula under the method that its row names: that of the labels with decomposition energies, if there are any."""
+def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Path | None, method: str = "") -> list[Row]:
+    """Predict every formula under a method, unless named that of the labels with decomposition energies, if there are any."""
     asked = list(read_formulas(arguments))
     ensemble = CompositionalEnsemble.load(model or current_weights(settings, "compositional"))
+    scheme = ensemble.scheme_of(method) if method else ensemble.stability_scheme
     rows: list[Row] = []
     known: list[tuple[Row, dict[int, float]]] = []
     for formula in asked:
-        row: Row = {"input": formula.label, "formula": formula.text, **dict.fromkeys(_ANSWERED), Quantity.REFUSED: None}
+        row: Row = {"input": formula.label, "formula": formula.text}
+        row |= dict.fromkeys((*ENERGIES, Quantity.METHOD, "model", Quantity.REFUSED))
         rows.append(row)
         try:
             amounts = parse_amounts(formula.text)
@@ -108,14 +127,10 @@ def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Pat
             row[Quantity.REFUSED] = f"unsupported_element: the ensemble was not trained on {names} ({formula.text})"
             continue
         known.append((row, amounts))
-    answers = ensemble.answers([amounts for _, amounts in known])
+    answers = ensemble.answers([amounts for _, amounts in known], scheme=scheme)
     for i, (row, _) in enumerate(known):
-        row[Quantity.E_FORM_PER_ATOM] = float(answers.e_form_per_atom[i])
-        row[Quantity.DECOMPOSITION_ENERGY] = _or_none(answers.decomposition_energy[i])
-        row[Quantity.SPREAD] = float(answers.spread[i])
-        row["p_stable"] = _or_none(answers.p_stable[i])
-        row[Quantity.METHOD] = answers.method
-        row["model"] = ensemble.model_id
+        row |= {name: _or_none(getattr(answers, name)[i]) for name in ENERGIES}
+        row |= {Quantity.METHOD: answers.method, "model": ensemble.model_id}
     return rows
 
 

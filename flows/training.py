@@ -1,5 +1,6 @@
 """`gnome train`: shards of labelled crystals in, an ensemble with its card out."""
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,12 +17,13 @@ from gnome.models.checkpoint import load_ensemble, save_ensemble
 from gnome.models.compositional import TARGETS, CompositionalSettings
 from gnome.models.datasets import Split, labelled_subset, pack_crystals, read_labelled_crystals, split_by_formula
 from gnome.models.ensemble import median_and_spread
+from gnome.models.formula_ensemble import calibrate_formulas
 from gnome.models.formula_labels import read_labelled_formulas
 from gnome.models.linear import Precision
 from gnome.models.metrics import Array, atomic_fractions, fit_linear_model, score
-from gnome.models.recipes import EnsembleSettings, NetworkSettings, train_member
+from gnome.models.recipes import EnsembleSettings, NetworkSettings, train_members
 from gnome.models.structural import StructuralSettings
-from gnome.models.training import EpochRecord, Inputs, TrainSettings, predict
+from gnome.models.training import EpochRecord, Inputs, Labelled, TrainSettings, predict
 
 MIN_EXAMPLES = 20
 AVERAGED_EPOCHS = 2
@@ -57,6 +59,10 @@ class TrainRequest:
         for name in ("members", "width", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if not 0 <= self.seed < 2**63:
+            raise InvalidInput(f"seed is {self.seed}, expected 0 or more")
+        if not 0 < self.learning_rate < math.inf:
+            raise InvalidInput(f"learning_rate is {self.learning_rate}, expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,12 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
         def on_epoch(_member: int, _record: EpochRecord) -> None:
             count()
 
+        indices = range(request.members)
+        together = [indices] if device == "cuda" and request.kind == "compositional" else [[i] for i in indices]
         members = [
-            train_member(i, recipe, train, validation, state_folder=state, on_epoch=on_epoch) for i in range(request.members)
+            network
+            for own in together
+            for network in train_members(own, recipe, train, validation, state_folder=state, on_epoch=on_epoch)
         ]
     card: dict[str, Any] = {
         "method": request.method,
@@ -103,15 +113,19 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
         "split": "md5 of the reduced formula modulo 100: train 0-54, validation 55-59, test 60-69",
         "metrics": {},
     }
+    save_ensemble(request.out, members, card)
+    shipped, _ = load_ensemble(request.out)  # the weights as they were rounded for the file
+
+    def answers(part: Labelled) -> Array:
+        return np.stack([predict(member.to(device), part.inputs).double().cpu().numpy() for member in shipped])
+
     if request.kind == "compositional":
         knows = bool(np.isfinite(examples.columns[split.train, 1]).any())
-        card["schemes"] = [{"method": request.method, "decomposition_energy": knows}]
-    written = save_ensemble(request.out, members, card)
+        calibration = calibrate_formulas(answers(validation), examples.columns[split.validation])
+        card["schemes"] = [{"method": request.method, "decomposition_energy": knows, "calibration": calibration}]
     if len(split.test) > 1:
-        shipped, _ = load_ensemble(request.out)  # the weights as they were rounded for the file
-        answers = np.stack([predict(member.to(device), test.inputs).double().cpu().numpy() for member in shipped])
-        card["metrics"] = measured(request.kind, examples, split, median_and_spread(answers)[0])
-        written = save_ensemble(request.out, members, card)
+        card["metrics"] = measured(request.kind, examples, split, median_and_spread(answers(test))[0])
+    written = save_ensemble(request.out, members, card)
     shutil.rmtree(state, ignore_errors=True)
     return written
 

@@ -18,7 +18,8 @@ from gnome.database.records import ModelRecord
 from gnome.database.store import Store
 from gnome.errors import EvaluatorUnavailable, InvalidCheckpoint
 from gnome.models.checkpoint import read_card
-from gnome.models.ensemble import CompositionalEnsemble, StructuralEnsemble
+from gnome.models.ensemble import StructuralEnsemble
+from gnome.models.formula_ensemble import CompositionalEnsemble
 from gnome.shipped import shipped_data
 from gnome.stability.hull import ConvexHull
 
@@ -94,19 +95,25 @@ class Workspace:
                 metrics=card.get("metrics", {}),
             )
             self.store.add_model(record)
-            if self.store.current_model(kind) is None:
+            current = self.store.current_model(kind)
+            if current is None or self._is_outdated(current):
                 self.store.promote_model(record.id)
+
+    def _is_outdated(self, record: ModelRecord) -> bool:
+        """Whether it shipped with an earlier version of this program, which has brought another in its place."""
+        return record.path.startswith(SHIPPED) and read_card(self.model_path(record))["sha256"] != record.sha256
 
     def _check(self, card: Mapping[str, Any], record: ModelRecord) -> None:
         """Refuse weights that are not the ones the database speaks of."""
         if card["sha256"] != record.sha256:
             raise InvalidCheckpoint(
-                f"{self.model_path(record)}: not the weights of model {record.id} that {self.store.location} uses; restore the file"
+                f"{self.model_path(record)}: not the weights of model {record.id} that {self.store.location} uses; restore the file, "
+                "or use the version of this program that it came with"
             )
 
     def _current(self, kind: str) -> ModelRecord:
         record = self.store.current_model(kind)
-        if record is None:
+        if record is None or self._is_outdated(record):
             self.register_shipped_models()
             record = self.store.current_model(kind)
             assert record is not None  # noqa: S101 - the line above puts one in use

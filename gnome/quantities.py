@@ -49,6 +49,13 @@ class Quantity(StrEnum):
     )
     DECOMPOSES_TO = "decomposes_to", "", "the competing phases and their atomic fractions"
     SPREAD = "spread", "eV/atom", "inter-quartile range over the members of the ensemble"
+    E_FORM_UNCERTAINTY = (
+        "e_form_uncertainty",
+        "eV/atom",
+        "half of the interval around e_form_per_atom that holds 68 % of the truths, by errors on examples kept from training",
+    )
+    DECOMPOSITION_UNCERTAINTY = "decomposition_uncertainty", "eV/atom", "the same for decomposition_energy"
+    P_STABLE = "p_stable", "", "probability that decomposition_energy is at most 0"
     VOLUME_SCALE = "volume_scale", "", "factor on the volume at which the ensemble saw its lowest energy"
     METHOD = "method", "", "label of code, functional and settings behind an energy"
     ORIGIN = "origin", "", "seed | discovered | imported"

@@ -19,6 +19,10 @@ _NOT_FULLY_REDUCED: Final = {
 }  # fmt: skip
 _POLYANION_MAX_DIFFERENCE: Final = 1.65
 _ATOMIC_NUMBER: Final = {symbol: z for z, symbol in enumerate(SYMBOLS) if z}
+_SUBSCRIPTS: Final = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_DOT = re.compile("[·•⋅∙]")  # between a salt and its water
+_FACTOR = re.compile(r"\s*(\d+(?:\.\d+)?)")
+_HYDRATE_WITH_POINT = re.compile(r"[1-9]\d*\.\d*H2O\s*$")
 _TOKEN = re.compile(r"([A-Z][a-z]?)|([(\[{])|([)\]}])|(\d+(?:\.\d+)?|\.\d+)|(\s+)")
 MAX_FORMULA_LENGTH: Final = 200
 MAX_ATOMS: Final = 100_000
@@ -71,17 +75,38 @@ def parse_formula(text: str) -> dict[int, int]:
 
 
 def parse_amounts(text: str) -> dict[int, float]:
-    """Read a formula such as `Li0.5CoO2` into amounts by atomic number, fractional ones too; an element named twice is added up.
+    """Read a formula such as `Li0.5CoO2` or `CuSO4·5H2O` into amounts by atomic number, fractional ones too.
 
-    Raises InvalidInput naming the formula and what in it cannot be read.
+    An element named twice is added up.  Raises InvalidInput naming the formula and what in it cannot be read.
     """
     if not text.strip():
         raise InvalidInput("an empty formula cannot be read")
     if len(text) > MAX_FORMULA_LENGTH:
         raise InvalidInput(f"formula {text[:20]!r}... has {len(text)} characters, the limit is {MAX_FORMULA_LENGTH}")
+    if _HYDRATE_WITH_POINT.search(text):
+        raise InvalidInput(f"formula {text!r} may be a hydrate or have a fractional amount; write water as in CuSO4(H2O)5")
+    amounts: dict[int, float] = {}
+    first, *others = _DOT.split(text.translate(_SUBSCRIPTS))
+    _add(amounts, _amounts_of(first, text))
+    for part in others:
+        if not part.strip():
+            raise InvalidInput(f"formula {text!r}: nothing follows a dot")
+        match = _FACTOR.match(part)
+        rest, factor = (part[match.end() :], float(match.group(1))) if match else (part, 1.0)
+        _add(amounts, {z: factor * amount for z, amount in _amounts_of(rest, text).items()})
+    amounts = {z: amount for z, amount in amounts.items() if amount > 0}
+    if not amounts:
+        raise InvalidInput(f"formula {text!r} has no atoms")
+    if not sum(amounts.values()) <= MAX_ATOMS:
+        raise InvalidInput(f"formula {text!r} has {sum(amounts.values()):.6g} atoms, the limit is {MAX_ATOMS}; reduce it")
+    return amounts
+
+
+def _amounts_of(part: str, text: str) -> dict[int, float]:
+    """Read a formula without dots; `text` is what messages name."""
     stack: list[dict[int, float]] = [{}]
     last: dict[int, float] = {}
-    for symbol, opening, closing, number in _tokens(text):
+    for symbol, opening, closing, number in _tokens(part, text):
         if number:
             if not last:
                 raise InvalidInput(
@@ -99,22 +124,17 @@ def parse_amounts(text: str) -> dict[int, float]:
     if len(stack) != 1:
         raise InvalidInput(f"formula {text!r}: a bracket is never closed")
     _add(stack[-1], last)
-    amounts = {z: amount for z, amount in stack[0].items() if amount > 0}
-    if not amounts:
-        raise InvalidInput(f"formula {text!r} has no atoms")
-    if not sum(amounts.values()) <= MAX_ATOMS:
-        raise InvalidInput(f"formula {text!r} has {sum(amounts.values()):.6g} atoms, the limit is {MAX_ATOMS}; reduce it")
-    return amounts
+    return stack[0]
 
 
-def _tokens(text: str) -> Iterator[tuple[str, str, str, str]]:
+def _tokens(part: str, text: str) -> Iterator[tuple[str, str, str, str]]:
     """Yield (symbol, opening, closing, number), one of them not empty; white space is passed over."""
     position = 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
+    while position < len(part):
+        match = _TOKEN.match(part, position)
         if match is None:
-            hint = "; leave charges out" if text[position] in "+-^⁺⁻" else ""
-            raise InvalidInput(f"formula {text!r}: {text[position]!r} at position {position + 1} cannot be read{hint}")
+            hint = "; leave charges out" if part[position] in "+-^⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹" else ""
+            raise InvalidInput(f"formula {text!r}: {part[position]!r} cannot be read{hint}")
         position = match.end()
         if match.group(5) is None:
             symbol, opening, closing, number = (match.group(i) or "" for i in range(1, 5))

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
+from operator import methodcaller
 from typing import Self
 
 import numpy as np
@@ -34,18 +36,19 @@ class PackedFormulas:
     @classmethod
     def from_compositions(cls, compositions: Sequence[Mapping[int, float]], scheme: Sequence[int] | None = None) -> Self:
         """Pack amounts by atomic number, of which only proportions count; `scheme`: index of the label scheme of each, else 0."""
-        most = max((len(composition) for composition in compositions), default=1)
-        numbers = np.zeros((len(compositions), most), dtype=np.int64)
-        fractions = np.zeros((len(compositions), most), dtype=np.float32)
-        for row, composition in enumerate(compositions):
-            total = sum(composition.values())
-            for column, (z, amount) in enumerate(sorted(composition.items())):
-                numbers[row, column] = z
-                fractions[row, column] = amount / total
-        schemes = (
-            torch.zeros(len(compositions), dtype=torch.long) if scheme is None else torch.tensor(list(scheme), dtype=torch.long)
-        )
-        return cls(torch.from_numpy(numbers), torch.from_numpy(fractions), schemes)
+        sizes = np.fromiter(map(len, compositions), np.int64, len(compositions))
+        n = int(sizes.sum())
+        z = np.fromiter(chain.from_iterable(compositions), np.int64, n)
+        amounts = np.fromiter(chain.from_iterable(map(methodcaller("values"), compositions)), np.float64, n)
+        rows = np.repeat(np.arange(len(compositions)), sizes)
+        order = np.lexsort((z, rows))  # elements by number, each formula's where they are
+        columns = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        shape = len(compositions), max(int(sizes.max(initial=0)), 1)
+        numbers, fractions = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        numbers[rows, columns] = z[order]
+        fractions[rows, columns] = (amounts / np.bincount(rows, amounts, len(compositions))[rows])[order]
+        schemes = np.zeros(len(compositions), np.int64) if scheme is None else np.array(scheme, np.int64)
+        return cls(torch.from_numpy(numbers), torch.from_numpy(fractions), torch.from_numpy(schemes))
 
     def __len__(self) -> int:
         """Number of formulas."""

@@ -86,7 +86,20 @@ def test_formulas_are_spelled_as_pymatgen_spells_them(text: str) -> None:
     assert reduced_formula(amounts) == Composition(text).reduced_formula
 
 
-@pytest.mark.parametrize("text", ["", "Xx2", "Na(Cl", "Na)", "2Na", "Na1.5Cl", "D2O", "Na0", "N" * 500, "Na99999999"])
+@pytest.mark.parametrize("text", ["CuSO4·5H2O", "CuSO₄•5H₂O", "H2O · CuSO4·4H2O", "CuSO4(H2O)5"])
+def test_hydrates_and_subscripts(text: str) -> None:
+    assert parse_formula(text) == {1: 10, 8: 9, 16: 1, 29: 1}
+
+
+@pytest.mark.parametrize(("text", "hint"), [("CuSO4·", "nothing follows"), ("Fe²⁺", "charges"), ("CuSO4.5H2O", "hydrate")])
+def test_what_is_almost_a_formula_gets_a_hint(text: str, hint: str) -> None:
+    with pytest.raises(InvalidInput, match=hint):
+        parse_formula(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Xx2", "Na(Cl", "Na)", "2Na", "Na1.5Cl", "D2O", "Na0", "N" * 500, "Na99999999", "CuSO4.5H2O", "CuSO4·", "Fe²⁺"]
+)
 def test_what_is_no_formula_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_formula(text)

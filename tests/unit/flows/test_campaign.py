@@ -19,6 +19,7 @@ from flows.reports import campaign_rows
 from flows.settings import CampaignSettings
 from flows.stages import begin_round, round_method, run_shard
 from flows.workspace import open_workspace
+from gnome.database.records import ModelRecord
 from gnome.errors import InvalidInput
 from gnome.models.checkpoint import load_ensemble
 
@@ -238,3 +239,26 @@ def test_unknown_elements_count_as_one_electronvolt_off(
     assert not all(golden)
     assert (errors[golden] == 1.0).all()
     assert (errors[[not one for one in golden]] != 1.0).all()
+
+
+def test_a_newer_shipped_ensemble_takes_the_place_of_an_older_one(emt_world: Path, tmp_path: Path) -> None:
+    """A database names the ensemble that an earlier version shipped under the same name."""
+    with open_workspace(copy_world(emt_world, tmp_path)) as workspace:
+        store = workspace.store
+        old = ModelRecord(
+            id="0" * 16, kind="compositional", path="shipped:compositional.safetensors", sha256="0" * 64, card={}, metrics={}
+        )
+        mine = replace(old, id="1" * 16, path="/nowhere/mine.safetensors", sha256="1" * 64)
+        for record in (old, mine):
+            store.add_model(record)
+        store.promote_model(old.id)
+        shipped = workspace.formula_model().model_id
+        current = store.current_model("compositional")
+        assert current is not None
+        assert current.id == shipped != old.id
+        assert store.model(old.id).status == "retired"
+        store.promote_model(mine.id)
+        workspace.register_shipped_models()
+        current = store.current_model("compositional")
+        assert current is not None
+        assert current.id == mine.id, "one's own model stays in use"

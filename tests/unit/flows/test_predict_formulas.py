@@ -74,6 +74,41 @@ def test_every_formula_has_a_row_in_order(own_folder: Path) -> None:
     assert all(set(row) == set(rows[0]) for row in rows)
 
 
+def test_a_formula_may_bear_the_name_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("NaCl").write_text("not a formula")
+    Path("notes").mkdir()
+    assert texts("NaCl") == ["NaCl"]
+    with pytest.raises(InvalidInput, match="notes: formulas are read from"):
+        texts("notes")
+
+
+def test_a_cell_is_named_by_the_line_that_it_begins_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('formula,note\nFe2O3,"two\nlines"\nNaCl,one\n')
+    assert [formula.label.rsplit(":", 1)[1] for formula in read_formulas([str(path)])] == ["2", "4"]
+
+
+def test_methods_and_uncertainties(own_folder: Path) -> None:
+    plain, other = (predict_formulas(Settings(), ["Fe2O3"], model=None, method=method)[0] for method in ("", "pbe-mp2020"))
+    assert (plain["method"], other["method"]) == ("pbe-mp-critexam", "pbe-mp2020")
+    assert 0.001 < plain["decomposition_uncertainty"] < 0.5
+    assert 0.001 < other["e_form_uncertainty"] < 0.5
+    assert other["decomposition_energy"] is other["p_stable"] is None
+    with pytest.raises(InvalidInput, match="pbe-mp2020, pbe-mp-critexam"):
+        predict_formulas(Settings(), ["Fe2O3"], model=None, method="pbe")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [(["--formula", "--volumes", "5"], "--volumes 5"), (["--method", "x"], "--method x")]
+)
+def test_options_of_the_other_kind(own_folder: Path, option: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "NaCl", *option])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 def test_as_a_user_types_it(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["predict", "--formula", "NaCl", "Xx", "--json"])

@@ -123,6 +123,8 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--seed", "-1"], "seed is -1"),
+        (["--learning-rate", "nan"], "learning_rate is nan"),
         (["--precision", "fp7"], "precision 'fp7'"),
         (["--epochs", "0"], "epochs is 0"),
         (["--out", "weights.pkl"], "ends in .safetensors"),
@@ -194,7 +196,8 @@ def table_of_formulas(path: Path, **changes: list[object]) -> Path:
 def test_formulas_are_trained_on_both_energies(run: Run) -> None:
     table = table_of_formulas(Path("formulas.parquet"))
     card = run("train", "compositional", table, "--out", "mine.safetensors", *SMALL, "--json")
-    assert card["schemes"] == [{"method": "made-up", "decomposition_energy": True}]
+    (scheme,) = card["schemes"]
+    assert scheme == {"method": "made-up", "decomposition_energy": True, "calibration": scheme["calibration"]}
     assert {"compositional ensemble", "compositional ensemble, decomposition_energy"} <= set(card["metrics"])
     rows = run("predict", "--formula", "NaCl", "Na2Cl2", "--model", "mine.safetensors", "--json")
     assert rows[0]["decomposition_energy"] == pytest.approx(rows[1]["decomposition_energy"], abs=1e-6)

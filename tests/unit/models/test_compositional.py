@@ -14,7 +14,7 @@ from gnome.models.checkpoint import save_ensemble
 from gnome.models.compositional import ANSWERS, CompositionalNetwork, CompositionalSettings, Pooling
 from gnome.models.element_features import ELEMENT_FEATURES, valence_electrons
 from gnome.models.energy_model import validate_formula_model
-from gnome.models.ensemble import CompositionalEnsemble
+from gnome.models.formula_ensemble import CompositionalEnsemble
 from gnome.models.formulas import FormulaBatch, PackedFormulas
 from gnome.models.recipes import EnsembleSettings, train_member
 from gnome.models.training import Labelled, Run, TrainSettings, fit, fit_together, predict
@@ -249,6 +249,13 @@ def test_an_ensemble_keeps_its_contract_and_answers_all(tmp_path: Path) -> None:
     assert ((answers.p_stable > 0) & (answers.p_stable < 1)).all()
     assert np.isfinite(answers.decomposition_energy).all()
     assert (answers.spread >= 0).all()
+    assert np.isnan(answers.e_form_uncertainty).all(), "not known before it was calibrated"
+    other = ensemble.answers(compositions, scheme=ensemble.scheme_of("test"))
+    np.testing.assert_allclose(other.e_form_per_atom, np.median(ensemble.member_energies(compositions), axis=0))
+    assert np.isnan(other.decomposition_energy).all()
+    assert np.isnan(other.p_stable).all()
+    with pytest.raises(InvalidInput, match="learnt test, older"):
+        ensemble.scheme_of("pbe")
     for wrong in ([{}], schemes[:1], [*schemes, {"method": "third"}]):
         save_ensemble(path, members, {"method": "test", "elements": [3], "schemes": wrong})
         with pytest.raises(InvalidCheckpoint, match="schemes must name a method each, 2 in all"):

@@ -1,0 +1,93 @@
+"""What ensembles say of their own errors, against errors whose distribution is known."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gnome.errors import InvalidCheckpoint
+from gnome.models.calibration import ErrorCalibration, LogitCalibration, coverage, expected_calibration_error
+from gnome.models.checkpoint import save_ensemble
+from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
+from gnome.models.formula_ensemble import CompositionalEnsemble, calibrate_formulas, error_widths
+
+
+def test_intervals_hold_what_they_promise() -> None:
+    rng = np.random.default_rng(0)
+    widths = rng.uniform(0.01, 0.2, 20_000)
+    errors = np.hypot(0.02, 0.5 * widths) * rng.standard_t(3, 20_000)
+    fitted = ErrorCalibration.fit(errors[:10_000], widths[:10_000])
+    assert fitted is not None
+    assert fitted.factor == pytest.approx(0.5, rel=0.1)
+    assert fitted.degrees == pytest.approx(3, rel=0.2)
+    for level in (0.5, 0.68, 0.9, 0.95):
+        assert coverage(errors[10_000:], fitted.half_widths(widths[10_000:], level)) == pytest.approx(level, abs=0.015)
+
+
+def test_errors_that_follow_nothing_have_one_width() -> None:
+    rng = np.random.default_rng(1)
+    fitted = ErrorCalibration.fit(0.05 * rng.normal(size=5000), rng.uniform(0, 1e-4, 5000))
+    assert fitted is not None
+    assert np.ptp(fitted.half_widths(np.array([0.0, 1e-4]))) < 0.01
+    assert fitted.half_widths(np.array([0.0]))[0] == pytest.approx(0.05, rel=0.1)
+
+
+def test_probabilities_are_frequencies() -> None:
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 4, 20_000)
+    happened = rng.random(20_000) < 1 / (1 + np.exp(-(0.4 * logits - 0.3)))
+    line = LogitCalibration.fit(logits, happened)
+    assert line is not None
+    assert (line.slope, line.intercept) == pytest.approx((0.4, -0.3), abs=0.03)
+    assert expected_calibration_error(line.probabilities(logits), happened) < 0.015
+    assert expected_calibration_error(1 / (1 + np.exp(-logits)), happened) > 0.1
+    sure = np.array([True, True, False, False])
+    assert expected_calibration_error(np.array([1.0, 1.0, 0.0, 0.0]), sure) == 0
+    assert expected_calibration_error(np.array([0.0, 0.0, 1.0, 1.0]), sure) == 1
+
+
+def test_too_little_teaches_nothing() -> None:
+    assert ErrorCalibration.fit(np.ones(10), np.ones(10)) is None
+    assert LogitCalibration.fit(np.ones(10), np.ones(10, bool)) is None
+    assert LogitCalibration.fit(np.ones(500), np.ones(500, bool)) is None
+
+
+def test_members_doubt_by_what_they_say_and_how_they_differ() -> None:
+    answers = np.zeros((2, 1, 5))
+    answers[:, 0, 0] = -1.0, -0.4
+    answers[:, 0, 2] = math.log(0.1), math.log(0.3)
+    assert error_widths(answers, 0)[0] == pytest.approx(math.sqrt(0.3**2 + (0.01 + 0.09) / 2))
+    assert error_widths(answers[:, :, :1], 0)[0] == pytest.approx(0.3)
+
+
+def test_an_ensemble_answers_with_the_uncertainties_of_its_card(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    answers = rng.normal(0, 0.1, (3, 400, 5))
+    answers[:, :, -1] = rng.normal(0, 2, 400)
+    truth = answers.mean(0)[:, :2] + 0.1 * rng.normal(size=(400, 2))
+    truth[:, 1] = np.where(rng.random(400) < 1 / (1 + np.exp(-answers[0, :, -1])), -0.1, 0.1)
+    truth[::7, 0] = np.nan
+    calibration = calibrate_formulas(answers, truth)
+    assert set(calibration) == {"e_form_per_atom", "decomposition_energy", "stable"}
+    assert calibration["stable"]["slope"] == pytest.approx(1, abs=0.3)
+    assert set(calibrate_formulas(answers, np.full((400, 2), np.nan))) == set()
+
+    network = CompositionalNetwork(CompositionalSettings(depth=1, width=16, heads=2))
+    path = tmp_path / "formulas.safetensors"
+    scheme = {"method": "test", "decomposition_energy": True, "calibration": calibration}
+    save_ensemble(path, [network, network], {"method": "test", "elements": [8, 26], "schemes": [scheme]})
+    ensemble = CompositionalEnsemble.load(path)
+    said = ensemble.answers([{26: 2, 8: 3}, {26: 1}])
+    assert (said.e_form_uncertainty > 0).all()
+    assert (said.decomposition_uncertainty > 0).all()
+    assert ((said.p_stable > 0) & (said.p_stable < 1)).all()
+    for wrong in (
+        {"stable": {"slope": 1.0}},
+        {"e_form_per_atom": {"floor": -1.0, "factor": 1.0, "degrees": 3.0}},
+        [1],
+        {"other": {}},
+    ):
+        save_ensemble(path, [network], {"method": "test", "elements": [8], "schemes": [scheme | {"calibration": wrong}]})
+        with pytest.raises(InvalidCheckpoint, match="calibration cannot be read"):
+            CompositionalEnsemble.load(path)
