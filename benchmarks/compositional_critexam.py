@@ -149,14 +149,23 @@ def prepare(job: Job, device: str) -> Prepared:
         made |= {"train": history[-1].train_mae, "answers": {}}
         for name in ("chosen by", "reported"):
             answers = predict(network, parts[name][0].to(device), batch_size=8192).float().cpu().numpy()
-            made[name] = metrics(answers, parts[name][1], column)
             made["answers"][name] = answers
-        return made
+        return made | measured(made["answers"], parts, column)
 
     return Prepared(f"{job.arm}, seed {job.seed}", run, row)
 
 
-def metrics(answers: np.ndarray, targets: np.ndarray, column: int | None) -> Row:
+def measured(answers: dict[str, np.ndarray], parts: dict[str, tuple[PackedFormulas, np.ndarray]], column: int | None) -> Row:
+    """Metrics on both parts; the logit that counts as stable is the one of the best F1 on the part that chooses."""
+    threshold = 0.0
+    if column is None:
+        logits, stable = answers["chosen by"][:, -1], parts["chosen by"][1][:, 1] <= 0
+        tried = np.quantile(logits, np.linspace(0.2, 0.9, 71))
+        threshold = float(max(tried, key=lambda one: f1(logits > one, stable)))
+    return {name: metrics(answers[name], parts[name][1], column, threshold) for name in ("chosen by", "reported")}
+
+
+def metrics(answers: np.ndarray, targets: np.ndarray, column: int | None, threshold: float) -> Row:
     """Errors of both energies (eV/atom), and F1 and AUC of stable-or-not by the decomposition energy and by its own answer."""
     columns = {0: answers[:, 0], 1: answers[:, 1]} if column is None else {column: answers.reshape(-1)}
     found: Row = {str(TARGETS[i]): float(np.abs(values - targets[:, i]).mean()) for i, values in columns.items()}
@@ -164,7 +173,7 @@ def metrics(answers: np.ndarray, targets: np.ndarray, column: int | None) -> Row
     if 1 in columns:
         found |= {"f1": f1(columns[1] <= 0, stable), "auc": auc(-columns[1], stable)}
     if column is None:
-        found |= {"f1 of logit": f1(answers[:, -1] > 0, stable), "auc of logit": auc(answers[:, -1], stable)}
+        found |= {"f1 of logit": f1(answers[:, -1] > threshold, stable), "auc of logit": auc(answers[:, -1], stable)}
     return found
 
 
@@ -201,11 +210,9 @@ def medians(rows: list[Row], shards: Path) -> list[Row]:
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
         if len(own) > 1 and own[0]["answers"]["reported"].ndim > 1:
+            answers = {part: np.median([one["answers"][part] for one in own], 0) for part in own[0]["answers"]}
             row = own[0] | {"arm": f"{arm}, median of {len(own)}"}
-            for part in ("chosen by", "reported"):
-                targets = read_parts(shards, others=False)[part][1]
-                row[part] = metrics(np.median([one["answers"][part] for one in own], 0), targets, None)
-            found.append(row)
+            found.append(row | measured(answers, read_parts(shards, others=False), None))
     return found
 
 
@@ -216,7 +223,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--processes", type=int, default=1, help="on a GPU, for all networks but GNoME's, which have one each")
+    parser.add_argument("--processes", type=int, default=1, help="on each GPU, for all networks but GNoME's, which have one each")
     options = parser.parse_args()
     print(conditions())
     out = Path(os.environ.get("OUT", "."))

@@ -10,34 +10,43 @@ are the buckets 0 to 69 alone, without CritExam's test formulas, so that only th
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
-import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from compositional_critexam import OURS, TRAIN, packed
 from crabnet_like import CrabNetLike, CrabNetLikeSettings
+from formula_runs import Prepared, Row, train_jobs
 from gpu_timing import conditions, print_table
 from torch import nn
 
 from gnome.crystals.formula import split_bucket
 from gnome.models.formula_graph import FormulaGraphNetwork, FormulaGraphSettings
+from gnome.models.formulas import PackedFormulas
 from gnome.models.recipes import untrained
-from gnome.models.training import Labelled, TrainSettings, fit, predict
+from gnome.models.training import EpochRecord, Labelled, Run, predict
 from gnome.quantities import Quantity
 
 ARMS = ("ours", "crabnet", "gnome")
 RATES = {"ours": TRAIN.learning_rate, "crabnet": 3e-4, "gnome": 1e-3}
+DECAYS = {"ours": TRAIN.weight_decay, "crabnet": 1e-2, "gnome": 1e-2}
 OLDER_SCHEME = 1
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class Job:
+    """One arm on one fold."""
+
+    arm: str
+    fold: int
+    epochs: int
+    shards: Path
+    rate: float | None
 
 
 def make(arm: str, centre: float, spread: float) -> nn.Module:
@@ -48,46 +57,64 @@ def make(arm: str, centre: float, spread: float) -> nn.Module:
     return FormulaGraphNetwork(FormulaGraphSettings(scale=spread, shift=centre))
 
 
-def run(job: tuple[str, int, TrainSettings, Path, str, bool]) -> Row:
-    """Train one arm on one fold."""
-    arm, fold, settings, shards, device, compiled = job
-    torch.set_float32_matmul_precision("high")
-    if device == "cuda":
-        torch.set_num_threads(1)
+@lru_cache
+def read(shards: Path) -> tuple[PackedFormulas, np.ndarray, np.ndarray]:
+    """Formulas, energies and buckets."""
     table = pq.read_table(shards / "formulas.parquet").to_pandas()
     table = table[table["scheme"] == OLDER_SCHEME]
-    bucket = table[Quantity.REDUCED_FORMULA].map(split_bucket).to_numpy()
-    energies = table[Quantity.E_FORM_PER_ATOM].to_numpy()
-    pack = packed(table[Quantity.REDUCED_FORMULA], np.zeros(len(table)))
-    test = bucket % 5 == fold
-    chosen = ~test & (bucket % 20 == (fold + 1) % 20)
-    centre = float(np.median(energies[~test & ~chosen]))
-    spread = float(np.abs(energies[~test & ~chosen] - centre).mean())
+    formulas = table[Quantity.REDUCED_FORMULA]
+    bucket = formulas.map(split_bucket).to_numpy()
+    return packed(formulas, np.zeros(len(table))), table[Quantity.E_FORM_PER_ATOM].to_numpy(), bucket
+
+
+def prepare(job: Job, device: str) -> Prepared:
+    """Make the run of an arm on a fold."""
+    pack, energies, bucket = read(job.shards)
+    test = bucket % 5 == job.fold
+    chosen = ~test & (bucket % 20 == (job.fold + 1) % 20)
+    train = ~test & ~chosen
+    centre = float(np.median(energies[train]))
+    spread = float(np.abs(energies[train] - centre).mean())
 
     def part(rows: np.ndarray) -> Labelled:
         indices = torch.from_numpy(np.flatnonzero(rows))
         targets = torch.tensor(energies[rows], dtype=torch.float32)
-        if arm == "ours":
+        if job.arm == "ours":
             targets = torch.stack([targets, torch.full_like(targets, torch.nan)], 1)
-        own = type(pack)(pack.atomic_numbers[indices], pack.fractions[indices], pack.scheme[indices])
+        own = PackedFormulas(pack.atomic_numbers[indices], pack.fractions[indices], pack.scheme[indices])
         return Labelled(own.to(device), targets.to(device))
 
-    torch.manual_seed(fold)
-    network = make(arm, centre, spread).to(device)
-    began = time.perf_counter()
-    settings = replace(settings, seed=fold, learning_rate=RATES[arm])
-    history = fit(network, part(~test & ~chosen), part(chosen), settings, compile_network=compiled)
-    answers = predict(network, part(test).inputs, batch_size=8192).float().cpu().numpy()
-    predicted = answers if answers.ndim == 1 else answers[:, 0]
-    row: Row = {
-        "arm": arm,
-        "fold": fold,
-        "epochs": len(history),
-        "seconds": time.perf_counter() - began,
-        "n_test": int(test.sum()),
-    }
-    row |= {"mae": float(np.abs(predicted - energies[test]).mean()), "parameters": sum(p.numel() for p in network.parameters())}
-    return row
+    torch.manual_seed(job.fold)
+    network = make(job.arm, centre, spread).to(device)
+    rate, decay = job.rate or RATES[job.arm], DECAYS[job.arm]
+    settings = replace(TRAIN, seed=job.fold, learning_rate=rate, weight_decay=decay, epochs=job.epochs)
+    run = Run(network=network, train=part(train), validation=part(chosen), settings=settings)
+
+    def row(history: list[EpochRecord]) -> Row:
+        answers = predict(network, part(test).inputs, batch_size=8192).float().cpu().numpy()
+        predicted = answers if answers.ndim == 1 else answers[:, 0]
+        made: Row = {"arm": job.arm, "fold": job.fold, "epochs": len(history), "n_test": int(test.sum()), "learning_rate": rate}
+        made["mae"] = float(np.abs(predicted - energies[test]).mean())
+        made["chosen by"] = min(record.validation_mae for record in history)
+        return made | {"parameters": sum(p.numel() for p in network.parameters())}
+
+    return Prepared(f"{job.arm}, fold {job.fold}, {rate:g}", run, row)
+
+
+def print_rows(rows: list[Row]) -> None:
+    """A row for each arm at the learning rate whose error on the part that chooses is least."""
+    table = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        by_rate: dict[float, list[Row]] = {}
+        for row in rows:
+            if row["arm"] == arm:
+                by_rate.setdefault(row["learning_rate"], []).append(row)
+        rate = min(by_rate, key=lambda rate: statistics.mean(row["chosen by"] for row in by_rate[rate]))
+        errors = [row["mae"] for row in by_rate[rate]]
+        spread = f"{statistics.stdev(errors):.4f}" if len(errors) > 1 else ""
+        parameters = f"{by_rate[rate][0]['parameters'] / 1e6:.2f}M"
+        table.append((arm, parameters, f"{rate:g}", len(errors), f"{statistics.mean(errors):.4f}", spread))
+    print_table(("network", "parameters", "learning rate", "folds", "mean absolute error, eV/atom", "sd"), table)
 
 
 def main() -> None:
@@ -95,30 +122,26 @@ def main() -> None:
     parser.add_argument("shards", type=Path)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--folds", nargs="+", type=int, default=list(range(5)))
+    parser.add_argument("--rates", nargs="+", type=float, help="to try for each arm instead of its own")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--jobs", type=int, default=8, help="runs at a time on a GPU")
+    parser.add_argument("--processes", type=int, default=2, help="on each GPU, for all networks but GNoME's, which have one each")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     print(conditions())
-    settings = replace(TRAIN, epochs=options.epochs)
-    jobs = [(arm, fold, settings, options.shards, device, options.compile) for fold in options.folds for arm in options.arms]
-    rows: list[Row] = []
     out = Path(os.environ.get("OUT", ".")) / "compositional_matbench.jsonl"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs if device == "cuda" else 1, mp_context=context) as pool:
-        for row in pool.map(run, jobs):
-            rows.append(row)
-            print(f"{row['arm']}, fold {row['fold']}: {row['mae']:.4f} eV/atom, {row['seconds']:.0f} s", flush=True)
-            with out.open("a") as file:
-                file.write(json.dumps(conditions() | row) + "\n")
-    table = []
-    for arm in options.arms:
-        own = [row for row in rows if row["arm"] == arm]
-        errors = [row["mae"] for row in own]
-        spread = f"{statistics.stdev(errors):.4f}" if len(errors) > 1 else ""
-        table.append((arm, f"{own[0]['parameters'] / 1e6:.2f}M", len(own), statistics.mean(errors), spread))
-    print_table(("network", "parameters", "folds", "mean absolute error, eV/atom", "sd"), table)
+    rates = options.rates or [None]
+    jobs = [
+        Job(arm, fold, options.epochs, options.shards, rate) for fold in options.folds for arm in options.arms for rate in rates
+    ]
+    rows = []
+    for row in train_jobs(
+        prepare, jobs, alone=lambda job: job.arm == "gnome", compiled=options.compile, processes=options.processes
+    ):
+        rows.append(row)
+        print(f"{row['arm']}, fold {row['fold']}: {row['mae']:.4f} eV/atom, {row['seconds']:.0f} s", flush=True)
+        with out.open("a") as file:
+            file.write(json.dumps(conditions() | row) + "\n")
+    print_rows(rows)
 
 
 if __name__ == "__main__":
