@@ -44,7 +44,11 @@ LICENCES = [
     "WBM: CC BY 4.0 (Wang, Botti, Marques, npj Comput. Mater. 7, 12 (2021))",
     "Materials Project: CC BY 4.0 (Jain et al. 2013)",
 ]
-FORMULA_LICENCES = [*LICENCES, "CritExam: CC BY 4.0 (Bartel et al., npj Comput. Mater. 6, 97 (2020))"]
+FORMULA_LICENCES = [
+    *LICENCES,
+    "CritExam, as CrabNet distributes it: MIT, from the Materials Project, CC BY 4.0 (Bartel et al., npj Comput. Mater. 6, 97 (2020))",
+    "matbench_mp_e_form: MIT, from the Materials Project, CC BY 4.0 (Dunn et al., npj Comput. Mater. 6, 138 (2020))",
+]
 
 
 def log(message: str) -> None:
