@@ -311,7 +311,7 @@ def train_structural(structures: Structures, train: TrainSettings, options: argp
     )
     begin = time.perf_counter()
     pack = pack_crystals(structures.crystals, options.cutoff, workers=options.workers)
-    log(f"graphs: {len(pack.distances):,} edges in {time.perf_counter() - begin:.0f} s")
+    log(f"graphs: {len(pack.senders):,} edges in {time.perf_counter() - begin:.0f} s")
     split, targets = structures.split, structures.targets
     members = train_all("structural", settings, (pack, targets, split.train, split.validation), options)
     path = options.out / "structural.safetensors"

@@ -1,7 +1,7 @@
 """Crystals as graphs: atoms are nodes, every pair of atoms within the cutoff (images included) is an edge each way.
 
-A `PackedGraphs` keeps the graphs of many crystals in flat tensors; `GraphBatch` is a selection of them with renumbered atoms.  Only
-distances are kept on edges: the networks here are invariant, and an isotropic change of volume at fixed neighbours is a factor on them.
+A `PackedGraphs` keeps the graphs of many crystals in flat tensors; `GraphBatch` is a selection of them with renumbered atoms.  Edges
+lie by their receivers, and each knows the edge that goes the other way, so that sums over senders need no sorting either.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,14 +21,21 @@ from gnome.crystals.crystal import Crystal
 class CrystalGraph:
     """Edges of one crystal, senders to receivers.
 
-    senders, receivers (n_edge,); cell_shift (n_edge, 3), the integer image of the receiver; distances (n_edge,), angstrom.
+    senders, receivers, reverse (n_edge,), the last the number of the edge that goes the other way; cell_shift (n_edge, 3), the integer
+    image of the receiver; vectors (n_edge, 3) from sender to receiver, angstrom.
     """
 
     atomic_numbers: NDArray[np.int64]
     senders: NDArray[np.int64]
     receivers: NDArray[np.int64]
     cell_shift: NDArray[np.int64]
-    distances: NDArray[np.float64]
+    vectors: NDArray[np.float64]
+    reverse: NDArray[np.int64]
+
+    @property
+    def distances(self) -> NDArray[np.float64]:
+        """Lengths of the edges (n_edge,), angstrom."""
+        return np.asarray(np.linalg.norm(self.vectors, axis=1))
 
 
 def build_graph(crystal: Crystal, cutoff: float) -> CrystalGraph:
@@ -38,16 +45,20 @@ def build_graph(crystal: Crystal, cutoff: float) -> CrystalGraph:
     """
     neighbors = NeighborList(cutoff=cutoff, full_list=True)
     points = np.ascontiguousarray(crystal.cart_coords)
-    senders, receivers, shift, distances = neighbors.compute(
-        points=points, box=np.ascontiguousarray(crystal.lattice), periodic=True, quantities="ijSd"
+    senders, receivers, shift, vectors = neighbors.compute(
+        points=points, box=np.ascontiguousarray(crystal.lattice), periodic=True, quantities="ijSD"
     )
-    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], receivers, senders))
+    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], senders, receivers))
+    opposite = np.lexsort((-shift[:, 2], -shift[:, 1], -shift[:, 0], receivers, senders))
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
     return CrystalGraph(
         crystal.atomic_numbers,
         senders[order].astype(np.int64),
         receivers[order].astype(np.int64),
         shift[order].astype(np.int64),
-        distances[order],
+        vectors[order],
+        place[opposite],
     )
 
 
@@ -55,36 +66,43 @@ def build_graph(crystal: Crystal, cutoff: float) -> CrystalGraph:
 class GraphBatch:
     """Several graphs side by side.
 
-    atomic_numbers, node_graph (N,); senders, receivers, distances, edge_graph (E,); n_node (B,).
+    atomic_numbers, node_graph (N,); senders, receivers, reverse, edge_graph (E,); vectors (E, 3), angstrom; n_node (B,).
     """
 
     atomic_numbers: Tensor
     node_graph: Tensor
     senders: Tensor
     receivers: Tensor
-    distances: Tensor
+    reverse: Tensor
+    vectors: Tensor
     edge_graph: Tensor
     n_node: Tensor
+
+    @property
+    def distances(self) -> Tensor:
+        """Lengths of the edges (E,), angstrom."""
+        return self.vectors.square().sum(1).sqrt()
 
     def scaled(self, volume_factor: float | Tensor) -> Self:
         """Change volumes isotropically with the neighbours kept; one factor, or one for each graph (B,)."""
         if isinstance(volume_factor, Tensor):
-            return replace(self, distances=self.distances * (volume_factor ** (1 / 3))[self.edge_graph])
-        return replace(self, distances=self.distances * volume_factor ** (1 / 3))
+            return replace(self, vectors=self.vectors * (volume_factor ** (1 / 3))[self.edge_graph, None])
+        return replace(self, vectors=self.vectors * volume_factor ** (1 / 3))
 
 
 @dataclass(frozen=True)
 class PackedGraphs:
     """Graphs of many crystals in flat tensors.
 
-    atomic_numbers (N,) uint8; senders, receivers (E,) int32 counted within each crystal; distances (E,) float32;
+    atomic_numbers (N,) uint8; senders, receivers, reverse (E,) int32 counted within each crystal; vectors (E, 3) float32;
     node_start, edge_start (n + 1,) int64.
     """
 
     atomic_numbers: Tensor
     senders: Tensor
     receivers: Tensor
-    distances: Tensor
+    reverse: Tensor
+    vectors: Tensor
     node_start: Tensor
     edge_start: Tensor
 
@@ -100,7 +118,8 @@ class PackedGraphs:
             torch.from_numpy(_flat([graph.atomic_numbers for graph in graphs], np.uint8)),
             torch.from_numpy(_flat([graph.senders for graph in graphs], np.int32)),
             torch.from_numpy(_flat([graph.receivers for graph in graphs], np.int32)),
-            torch.from_numpy(_flat([graph.distances for graph in graphs], np.float32)),
+            torch.from_numpy(_flat([graph.reverse for graph in graphs], np.int32)),
+            torch.from_numpy(_flat([graph.vectors for graph in graphs], np.float32).reshape(-1, 3)),
             _starts([len(graph.atomic_numbers) for graph in graphs]),
             _starts([len(graph.senders) for graph in graphs]),
         )
@@ -108,7 +127,7 @@ class PackedGraphs:
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Join packs in their order."""
-        flat = [torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)[:4]]
+        flat = [torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)[:5]]
         starts = []
         for name in ("node_start", "edge_start"):
             sizes = torch.cat([getattr(part, name).diff() for part in parts])
@@ -126,14 +145,15 @@ class PackedGraphs:
     def batch(self, indices: Tensor) -> GraphBatch:
         """Select crystals (B,) and renumber their atoms; runs where the pack lives."""
         nodes, node_graph, node_offset = _select(self.node_start, indices)
-        edges, edge_graph, _ = _select(self.edge_start, indices)
+        edges, edge_graph, edge_offset = _select(self.edge_start, indices)
         offset = node_offset[edge_graph]
         return GraphBatch(
             self.atomic_numbers[nodes].long(),
             node_graph,
             self.senders[edges].long() + offset,
             self.receivers[edges].long() + offset,
-            self.distances[edges],
+            self.reverse[edges].long() + edge_offset[edge_graph],
+            self.vectors[edges],
             edge_graph,
             self.node_start[indices + 1] - self.node_start[indices],
         )

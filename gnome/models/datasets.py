@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -79,8 +79,7 @@ def pack_crystals(crystals: Sequence[Crystal], cutoff: float, *, workers: int = 
 def _pack_arrays(crystals: Sequence[Crystal], cutoff: float) -> list[NDArray[np.generic]]:
     """Pack in a worker; NumPy arrays travel between processes without shared-memory files."""
     pack = PackedGraphs.from_crystals(crystals, cutoff)
-    tensors = (pack.atomic_numbers, pack.senders, pack.receivers, pack.distances, pack.node_start, pack.edge_start)
-    return [tensor.numpy() for tensor in tensors]
+    return [getattr(pack, field.name).numpy() for field in fields(pack)]
 
 
 def labelled_subset(

@@ -89,5 +89,5 @@ def test_a_shard_without_labels_is_refused(tmp_path: Path, crystals: list[Crysta
 def test_packing_in_processes_equals_packing_here(crystals: list[Crystal], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gnome.models.datasets._CHUNK", 20)
     here, there = pack_crystals(crystals, 4.0), pack_crystals(crystals, 4.0, workers=2)
-    assert here.distances.equal(there.distances)
+    assert here.vectors.equal(there.vectors)
     assert here.edge_start.equal(there.edge_start)

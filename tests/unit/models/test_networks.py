@@ -32,7 +32,7 @@ def energies(network: StructuralNetwork, *crystals: Crystal) -> torch.Tensor:
 
 
 def in_double(batch: GraphBatch) -> GraphBatch:
-    return GraphBatch(**{**vars(batch), "distances": batch.distances.double()})
+    return GraphBatch(**{**vars(batch), "vectors": batch.vectors.double()})
 
 
 def test_structural_energy_does_not_depend_on_how_the_crystal_is_described() -> None:
