@@ -4,6 +4,7 @@ A `PackedGraphs` keeps the graphs of many crystals in flat tensors; `GraphBatch`
 lie by their receivers, and each knows the edge that goes the other way, so that sums over senders need no sorting either.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -12,9 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from vesin import NeighborList
 
 from gnome.crystals.crystal import Crystal
+
+_ROUND = 128
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,19 @@ class GraphBatch:
         return self.vectors.square().sum(1).sqrt()
 
     def scaled(self, volume_factor: float | Tensor) -> Self:
-        """Change volumes isotropically with the neighbours kept; one factor, or one for each graph (B,)."""
+        """Change volumes isotropically with the neighbours kept; one factor, or one for each of the first graphs."""
         if isinstance(volume_factor, Tensor):
-            return replace(self, vectors=self.vectors * (volume_factor ** (1 / 3))[self.edge_graph, None])
+            factors = functional.pad(volume_factor ** (1 / 3), (0, len(self.n_node) - len(volume_factor)), value=1.0)
+            return replace(self, vectors=self.vectors * factors[self.edge_graph, None])
         return replace(self, vectors=self.vectors * volume_factor ** (1 / 3))
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Nodes and edges that batches are filled up to."""
+
+    n_node: int
+    n_edge: int
 
 
 @dataclass(frozen=True)
@@ -158,6 +171,62 @@ class PackedGraphs:
             self.node_start[indices + 1] - self.node_start[indices],
         )
 
+    def fixed(self, batch_size: int, rows: Tensor | None = None) -> "FixedGraphs":
+        """Return the crystals in batches of one shape, which some million random batches of `rows` of them fit into but one."""
+        found = []
+        for start in (self.node_start, self.edge_start):
+            sizes = start.diff() if rows is None else start[rows + 1] - start[rows]
+            likely = batch_size * sizes.double().mean() + 5 * batch_size**0.5 * sizes.double().std(correction=0)
+            found.append(_ROUND * math.ceil((float(torch.minimum(likely, batch_size * sizes.max())) + 1) / _ROUND))
+        return FixedGraphs(self, batch_size, Capacity(*found))
+
+    def padded_batch(self, indices: Tensor, capacity: Capacity) -> GraphBatch:
+        """Select crystals (B,), and a last graph that fills nodes and edges up to a capacity that they fit into.
+
+        No shape depends on which crystals they are, and nothing waits for the device.
+        """
+        nodes, node_graph, node_offset = _select_padded(self.node_start, indices, capacity.n_node)
+        edges, edge_graph, edge_offset = _select_padded(self.edge_start, indices, capacity.n_edge)
+        empty_node, empty_edge = node_graph == len(indices), edge_graph == len(indices)
+        n_node, n_edge = node_offset[-1], edge_offset[-1]  # where the padding begins
+        place = torch.arange(capacity.n_edge, device=edges.device)
+        spread = (place - n_edge) * (capacity.n_node - n_node) // (capacity.n_edge - n_edge).clamp(min=1) + n_node
+        offset = node_offset[edge_graph]
+        return GraphBatch(
+            torch.where(empty_node, 0, self.atomic_numbers[nodes].long()),
+            node_graph,
+            torch.where(empty_edge, spread, self.senders[edges].long() + offset),
+            torch.where(empty_edge, spread, self.receivers[edges].long() + offset),
+            torch.where(empty_edge, place, self.reverse[edges].long() + edge_offset[edge_graph]),
+            torch.where(empty_edge[:, None], 1.0, self.vectors[edges]),
+            edge_graph,
+            torch.cat([node_offset.diff(), (capacity.n_node - n_node)[None]]),
+        )
+
+
+@dataclass(frozen=True)
+class FixedGraphs:
+    """Crystals in batches of one size, filled up to one shape."""
+
+    pack: PackedGraphs
+    batch_size: int
+    capacity: Capacity
+
+    def batch(self, indices: Tensor) -> GraphBatch:
+        """Select crystals (B,), which must fit; the graph behind them is empty space."""
+        return self.pack.padded_batch(indices, self.capacity)
+
+    def fits(self, order: Tensor) -> list[bool]:
+        """For each batch of an order, whether it is whole, and its nodes but for one and edges are within the capacity."""
+        limits = (self.pack.node_start, self.capacity.n_node - 1), (self.pack.edge_start, self.capacity.n_edge)
+        batch = torch.arange(len(order), device=order.device) // self.batch_size
+        n_batches = math.ceil(len(order) / self.batch_size)
+        fit = torch.bincount(batch, minlength=n_batches) == self.batch_size
+        for start, limit in limits:
+            sizes = start[order + 1] - start[order]
+            fit &= torch.zeros(n_batches, dtype=sizes.dtype, device=order.device).index_add_(0, batch, sizes) <= limit
+        return [bool(one) for one in fit.tolist()]
+
 
 def _flat(arrays: Sequence[NDArray[np.generic]], dtype: type[np.generic]) -> NDArray[np.generic]:
     return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(0, dtype)
@@ -165,6 +234,18 @@ def _flat(arrays: Sequence[NDArray[np.generic]], dtype: type[np.generic]) -> NDA
 
 def _starts(sizes: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64))
+
+
+def _select_padded(start: Tensor, indices: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_select`, with positions 0 of an owner len(indices) up to a length; its begin is where they begin."""
+    sizes = start[indices + 1] - start[indices]
+    ends = sizes.cumsum(0)
+    begin = functional.pad(ends, (1, 0))
+    place = torch.arange(length, device=start.device)
+    owner = torch.searchsorted(ends, place, right=True)
+    first = functional.pad(start[indices], (0, 1))
+    position = torch.where(owner < len(indices), first[owner] + place - begin[owner], 0)
+    return position, owner, begin
 
 
 def _select(start: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:

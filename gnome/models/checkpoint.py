@@ -16,17 +16,19 @@ from safetensors.torch import load, save
 
 from gnome.atomic_write import atomic_write
 from gnome.errors import InvalidCheckpoint, InvalidInput
+from gnome.models.angular_network import AngularNetwork, AngularSettings
 from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
 from gnome.models.formula_graph import FormulaGraphNetwork, FormulaGraphSettings
 from gnome.models.structural import StructuralNetwork, StructuralSettings
 
 CARD_VERSION = 1
-Network = StructuralNetwork | CompositionalNetwork | FormulaGraphNetwork
+Network = StructuralNetwork | AngularNetwork | CompositionalNetwork | FormulaGraphNetwork
 
 _KINDS: dict[str, tuple[type[Any], type[Any]]] = {
     network.kind: (network, settings)
     for network, settings in (
         (StructuralNetwork, StructuralSettings),
+        (AngularNetwork, AngularSettings),
         (CompositionalNetwork, CompositionalSettings),
         (FormulaGraphNetwork, FormulaGraphSettings),
     )

@@ -18,7 +18,7 @@ from gnome.crystals.shards import read_shard
 from gnome.crystals.validity import check_crystal
 from gnome.errors import InvalidCrystal, InvalidInput
 from gnome.graphs.crystal_graph import PackedGraphs
-from gnome.models.training import Inputs, Labelled
+from gnome.models.training import FixedInputs, Inputs, Labelled
 from gnome.quantities import PLAUSIBLE_E_FORM, Quantity
 
 TRAIN_BUCKETS = range(55)
@@ -105,5 +105,23 @@ class _Rows:
     def batch(self, indices: torch.Tensor) -> Any:
         return self.pack.batch(self.rows[indices])
 
+    def fixed(self, batch_size: int, rows: torch.Tensor | None = None) -> "_FixedRows":
+        own = self.rows if rows is None else self.rows[rows]
+        return _FixedRows(self.pack.fixed(batch_size, own), self.rows)
+
     def to(self, device: torch.device | str) -> "_Rows":
         return _Rows(self.pack.to(device), self.rows.to(device))
+
+
+@dataclass(frozen=True)
+class _FixedRows:
+    """A view of some rows of inputs of fixed shapes."""
+
+    inputs: FixedInputs
+    rows: torch.Tensor
+
+    def batch(self, indices: torch.Tensor) -> Any:
+        return self.inputs.batch(self.rows[indices])
+
+    def fits(self, order: torch.Tensor) -> list[bool]:
+        return self.inputs.fits(self.rows[order])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gnome.crystals.crystal import Crystal
 from gnome.errors import InvalidCheckpoint
 from gnome.graphs.crystal_graph import PackedGraphs
+from gnome.models.angular_network import AngularNetwork
 from gnome.models.checkpoint import Network, load_ensemble
 from gnome.models.structural import StructuralNetwork
 
@@ -49,14 +50,18 @@ class Ensemble(Generic[_Net]):
         return frozenset(self.card["elements"])
 
 
-class StructuralEnsemble(Ensemble[StructuralNetwork]):
+CrystalNetwork = StructuralNetwork | AngularNetwork
+"""Networks that take crystals."""
+
+
+class StructuralEnsemble(Ensemble[CrystalNetwork]):
     """Implements `EnergyModel` with structural networks of one shape."""
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> Self:
         """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
-        members, card = load_kind(path, "structural", (StructuralNetwork.kind,), device)
-        return cls([member for member in members if isinstance(member, StructuralNetwork)], card)
+        members, card = load_kind(path, "structural", (StructuralNetwork.kind, AngularNetwork.kind), device)
+        return cls([member for member in members if isinstance(member, CrystalNetwork)], card)
 
     @torch.inference_mode()
     def member_energies(self, crystals: Sequence[Crystal], volume_scales: Sequence[float] = (1.0,)) -> NDArray[np.float64]:

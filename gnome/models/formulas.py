@@ -62,6 +62,10 @@ class PackedFormulas:
         """Select formulas (B,)."""
         return FormulaBatch(self.atomic_numbers[indices], self.fractions[indices], self.scheme[indices])
 
+    def fixed(self, batch_size: int, _rows: Tensor | None = None) -> "FixedFormulas":
+        """Return the formulas in batches of one shape, as all of `batch_size` are."""
+        return FixedFormulas(self, batch_size)
+
     def by_size(self, most: int) -> list[tuple[Tensor, FormulaBatch]]:
         """Return rows and batches of at most `most` formulas that have equally many elements each, without padding."""
         sizes = (self.atomic_numbers > 0).sum(1)
@@ -71,3 +75,19 @@ class PackedFormulas:
                 whole = self.batch(rows)
                 batches.append((rows, FormulaBatch(whole.atomic_numbers[:, :size], whole.fractions[:, :size], whole.scheme)))
         return batches
+
+
+@dataclass(frozen=True)
+class FixedFormulas:
+    """Formulas in batches of one size, which have one shape."""
+
+    pack: PackedFormulas
+    batch_size: int
+
+    def batch(self, indices: Tensor) -> FormulaBatch:
+        """Select formulas (B,)."""
+        return self.pack.batch(indices)
+
+    def fits(self, order: Tensor) -> list[bool]:
+        """All batches but a smaller last one."""
+        return [len(rows) == self.batch_size for rows in order.split(self.batch_size)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from gnome.models.angular_network import AngularNetwork, AngularSettings
 from gnome.models.checkpoint import Network
 from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
 from gnome.models.formula_graph import FormulaGraphNetwork, FormulaGraphSettings
@@ -13,7 +14,7 @@ from gnome.models.structural import StructuralNetwork, StructuralSettings
 from gnome.models.training import EpochRecord, Labelled, Run, TrainSettings, fit_together
 from gnome.seeds import derived_seed
 
-NetworkSettings = StructuralSettings | CompositionalSettings | FormulaGraphSettings
+NetworkSettings = StructuralSettings | AngularSettings | CompositionalSettings | FormulaGraphSettings
 
 
 FORMULA_NETWORK = CompositionalSettings(
@@ -41,6 +42,8 @@ def untrained(settings: NetworkSettings) -> Network:
     """Build the network that the settings are of."""
     if isinstance(settings, StructuralSettings):
         return StructuralNetwork(settings)
+    if isinstance(settings, AngularSettings):
+        return AngularNetwork(settings)
     if isinstance(settings, CompositionalSettings):
         return CompositionalNetwork(settings)
     return FormulaGraphNetwork(settings)

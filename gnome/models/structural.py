@@ -36,6 +36,7 @@ class StructuralNetwork(nn.Module):
     """Predicts e_form_per_atom (B,) of a `GraphBatch`."""
 
     kind = "structural"
+    fixed_shapes = True
     centres: Tensor
 
     def __init__(self, settings: StructuralSettings) -> None:

@@ -72,8 +72,24 @@ class Inputs(Protocol):
         """Select examples."""
         ...
 
+    def fixed(self, batch_size: int, rows: Tensor | None = None) -> "FixedInputs":
+        """Return the same examples in batches of one shape, chosen for `rows` of them where only those will be asked for."""
+        ...
+
     def to(self, device: torch.device | str) -> Self:
         """Move to a device."""
+        ...
+
+
+class FixedInputs(Protocol):
+    """Inputs whose batches of one size have the same shapes, whichever examples they hold."""
+
+    def batch(self, indices: Tensor) -> Any:
+        """Select examples; the batch may hold more than those, behind them."""
+        ...
+
+    def fits(self, order: Tensor) -> list[bool]:
+        """For each batch of an order of the examples, whether it can be had in that shape."""
         ...
 
 
@@ -180,18 +196,19 @@ class _Trainer:
         self.device = next(self.network.parameters()).device
         self.key = self._run_key()
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self.fixed_shapes: bool = getattr(self.network, "fixed_shapes", False)
+        fixed_shapes = getattr(self.network, "fixed_shapes", False) and self.stream is not None
+        self.fixed = run.train.inputs.fixed(self.settings.batch_size) if fixed_shapes else None
         fp8 = self.settings.precision == "fp8"
         if fp8:
             convert_to_fp8(self.network, weights="fp16")
-        self.forward = torch.compile(self.network, dynamic=not self.fixed_shapes) if compile_network else self.network
+        self.forward = torch.compile(self.network, dynamic=self.fixed is None) if compile_network else self.network
         self.optimizer = self._make_optimizer()
         self.objective = getattr(self.network, "objective", absolute_error)
         self.average = deepcopy(self.network).requires_grad_(False) if self.settings.ema_decay else None
         self.ema_rate = torch.zeros((), device=self.device)
-        self.step: Callable[..., Tensor] = (
-            CapturedStep(self._step) if self.stream and self.fixed_shapes and not fp8 else self._step
-        )
+        self.fixed_step: Callable[..., Tensor] = partial(self._step, fixed=True)
+        if not fp8:
+            self.fixed_step = CapturedStep(self.fixed_step)
         self.steps_per_epoch = math.ceil(len(run.train.inputs) / self.settings.batch_size)
         self.history: list[EpochRecord] = []
         self.best_mae = float("inf")
@@ -247,12 +264,14 @@ class _Trainer:
         generator = torch.Generator(self.device).manual_seed(settings.seed * 7_919 + self.epoch)
         total_error = torch.zeros((), device=self.device, dtype=torch.float64)
         order = torch.cat(list(epoch_batches(len(train.inputs), settings.batch_size, settings.seed, self.epoch)))
+        order = order.to(self.device)
+        fits = [False] * self.steps_per_epoch if self.fixed is None else self.fixed.fits(order)
         first, rate = self.epoch * self.steps_per_epoch, settings.learning_rate
-        for step, rows in enumerate(order.to(self.device).split(settings.batch_size), start=first):
+        for step, (rows, fit) in enumerate(zip(order.split(settings.batch_size), fits, strict=True), start=first):
             rate = self._set_rates(step)
             jitter = self._draw_jitter(len(rows), generator)
             torch.manual_seed(settings.seed * 104_729 + step)  # Dropout depends on the run and the step alone.
-            total_error += self.step(rows, *jitter)
+            total_error += (self.fixed_step if fit else self._step)(rows, *jitter)
             yield
         predicted = predict(
             self.judged, self.run.validation.inputs, batch_size=settings.eval_batch_size, precision=settings.precision
@@ -289,17 +308,16 @@ class _Trainer:
             drawn.append(settings.fraction_jitter * torch.randn(shape, generator=generator, device=self.device))
         return drawn
 
-    def _step(self, rows: Tensor, *jitter: Tensor) -> Tensor:
-        """Take one optimizer step; returns the summed absolute error."""
+    def _step(self, rows: Tensor, *jitter: Tensor, fixed: bool = False) -> Tensor:
+        """Take one optimizer step, on a batch of fixed shape or as it comes; returns the summed absolute error."""
         settings, left = self.settings, list(jitter)
-        batch = self.run.train.inputs.batch(rows)
+        batch = (self.fixed if fixed and self.fixed is not None else self.run.train.inputs).batch(rows)
         if settings.volume_jitter:
             batch = batch.scaled(left.pop(0))
         if settings.fraction_jitter:
             batch = batch.jittered(left.pop(0))
-        whole = len(rows) == settings.batch_size
         with autocast(settings.precision, self.device):
-            predicted = (self.forward if whole or not self.fixed_shapes else self.network)(batch)
+            predicted = (self.forward if fixed or self.fixed is None else self.network)(batch)[: len(rows)]
         loss, error = self.objective(predicted, self.run.train.targets[rows])
         self.optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnome.crystals.crystal import Crystal
-from gnome.graphs.crystal_graph import PackedGraphs, build_graph
+from gnome.graphs.crystal_graph import Capacity, FixedGraphs, PackedGraphs, build_graph
 
 CUTOFF = 4.0
 
@@ -90,6 +90,41 @@ def test_a_batch_holds_the_graphs_of_its_crystals_apart() -> None:
         torch.testing.assert_close(batch.vectors[mine], torch.from_numpy(graph.vectors).float())
     torch.testing.assert_close(batch.vectors[batch.reverse], -batch.vectors)
     assert torch.equal(batch.senders[batch.reverse], batch.receivers)
+
+
+def test_a_padded_batch_is_the_batch_and_a_graph_of_what_is_empty() -> None:
+    pack = PackedGraphs.from_crystals([random_crystal(seed, n) for seed, n in enumerate((2, 1, 4))], CUTOFF)
+    indices = torch.tensor([2, 0, 0])
+    plain = pack.batch(indices)
+    n_node, n_edge = len(plain.atomic_numbers), len(plain.senders)
+    for capacity in (Capacity(n_node + 5, n_edge + 9), Capacity(n_node + 1, n_edge)):
+        assert FixedGraphs(pack, 3, capacity).fits(indices) == [True]
+        padded = FixedGraphs(pack, 3, capacity).batch(indices)
+        assert (len(padded.atomic_numbers), len(padded.senders)) == (capacity.n_node, capacity.n_edge)
+        for field in fields(plain):
+            own, other = getattr(padded, field.name), getattr(plain, field.name)
+            assert torch.equal(own[: len(other)], other), field.name
+        assert padded.n_node[-1] == capacity.n_node - n_node
+        assert (padded.node_graph[n_node:] == 3).all()
+        assert (padded.edge_graph[n_edge:] == 3).all()
+        assert (padded.senders[n_edge:] >= n_node).all()
+        assert (padded.receivers.diff() >= 0).all()
+        assert torch.equal(padded.reverse[padded.reverse], torch.arange(capacity.n_edge))
+        assert (padded.distances > 0).all()
+        factors = torch.tensor([8.0, 1.0, 0.5])
+        torch.testing.assert_close(padded.scaled(factors).vectors[: len(plain.vectors)], plain.scaled(factors).vectors)
+    order = torch.tensor([2, 0, 0, 1, 1, 1, 0])
+    for capacity, answer in ((Capacity(n_node, n_edge), False), (Capacity(n_node + 1, n_edge - 1), False)):
+        assert FixedGraphs(pack, 3, capacity).fits(order) == [answer, True, False]
+
+
+def test_random_batches_fit() -> None:
+    crystals = [random_crystal(seed, 1 + seed % 5) for seed in range(60)]
+    pack = PackedGraphs.from_crystals(crystals, CUTOFF)
+    fixed = pack.fixed(20, torch.arange(60))
+    torch.manual_seed(0)
+    assert all(all(fixed.fits(torch.randperm(60))) for _ in range(200))
+    assert fixed.capacity.n_edge < 20 * int(pack.edge_start.diff().max())
 
 
 def test_packs_join_to_the_pack_of_all() -> None:

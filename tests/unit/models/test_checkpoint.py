@@ -13,8 +13,8 @@ from gnome.crystals.crystal import Crystal
 from gnome.errors import InvalidCheckpoint
 from gnome.models.checkpoint import load_ensemble, save_ensemble
 from gnome.models.energy_model import validate_energy_model, validate_formula_model
-from gnome.models.ensemble import StructuralEnsemble
-from gnome.models.formula_ensemble import CompositionalEnsemble, median_and_spread
+from gnome.models.ensemble import StructuralEnsemble, median_and_spread
+from gnome.models.formula_ensemble import CompositionalEnsemble
 from gnome.shipped import shipped_data
 
 CARD = {"method": "test", "elements": list(range(1, 90))}

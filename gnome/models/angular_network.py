@@ -1,0 +1,154 @@
+"""A graph network for crystals whose edges see the angles between them: a structure in, its relaxed formation energy per atom out.
+
+Edges are updated from their ends and themselves and summed by the atom they reach (Battaglia et al., arXiv 1806.01261, without sums by
+sender), in residual form (Pfaff et al., arXiv 2010.03409), which `gnome.fp8.edge_block` does in fused kernels.  Between these updates every
+edge learns the angles it makes with the other edges at both its ends, through moments (see `AngularChannel`), at a cost that is linear in
+the number of edges.  The mean over atoms goes back to all of them, so that one step reaches the whole cell.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gnome.crystals.elements import MAX_ATOMIC_NUMBER
+from gnome.fp8.edge_block import EdgeBlock, EdgeOrder
+from gnome.graphs.crystal_graph import GraphBatch
+from gnome.graphs.harmonics import spherical_harmonics, sum_degrees
+from gnome.models.element_features import ELEMENT_FEATURES
+from gnome.models.graph_network import segment_sum
+from gnome.models.linear import at_least_fp32, make_linear
+
+AVERAGE_COORDINATION = 25.0
+"""Edges that an atom receives on average within 5 angstrom."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AngularSettings:
+    """Shape of the network; cutoff in angstrom, scale and shift of the output in eV/atom.
+
+    `channels`: weights that an edge gives itself for each moment; no angles are seen when 0.  `degree`: highest of the moments.
+    """
+
+    width: int = 256
+    steps: int = 5
+    cutoff: float = 5.0
+    n_radial: int = 64
+    channels: int = 16
+    degree: int = 4
+    dropout: float = 0.0
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+class AngularChannel(nn.Module):
+    """What an edge learns of the angles to the edges at its ends.
+
+    Every edge k reaching an atom gives itself weights phi_k; the atom's moments A_lm = sum over k of phi_k Y_lm(k), and the edge e reads
+    sum over m of Y_lm(e) A_lm = sum over k of phi_k P_l(cos angle(k, e)), by the addition theorem.  What it reads at its other end is what
+    its reverse reads.
+    """
+
+    def __init__(self, width: int, channels: int, degree: int) -> None:
+        super().__init__()
+        self.degree = degree
+        self.weigh = make_linear(width, channels)
+        self.norm = nn.LayerNorm(degree * channels)
+        self.read = make_linear(2 * degree * channels, width)
+        nn.init.zeros_(self.read.weight)
+        nn.init.zeros_(self.read.bias)
+
+    def forward(self, edges: Tensor, harmonics: Tensor, batch: GraphBatch) -> Tensor:
+        """Return what is added to the edges (E, width), from harmonics (E, degree (degree + 2))."""
+        weights = self.weigh(edges)
+        n_moments, n_channels = harmonics.shape[1], weights.shape[1]
+        moments = segment_sum(
+            (harmonics[:, :, None] * weights[:, None, :]).flatten(1), batch.receivers, len(batch.atomic_numbers)
+        )
+        moments = (moments / AVERAGE_COORDINATION).to(weights.dtype)
+        seen = moments[batch.receivers].unflatten(1, (n_moments, n_channels)) * harmonics[:, :, None]
+        read = self.norm(sum_degrees(seen, self.degree).flatten(1))
+        return self.read(torch.cat([read, read[batch.reverse]], 1))
+
+
+class NodeUpdate(nn.Module):
+    """Atoms from themselves, the edges they received, and the mean over the atoms of their crystal."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(3)])
+        self.up = make_linear(3 * width, 2 * width)
+        self.down = make_linear(2 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, nodes: Tensor, received: Tensor, batch: GraphBatch) -> Tensor:
+        """Return new nodes (N, width)."""
+        mean = graph_mean(nodes, batch)[batch.node_graph]
+        inputs = torch.cat([norm(x) for norm, x in zip(self.norms, (nodes, received, mean), strict=True)], 1)
+        return nodes + self.down(self.dropout(functional.silu(self.up(inputs))))
+
+
+def graph_mean(nodes: Tensor, batch: GraphBatch) -> Tensor:
+    """Mean over the atoms of each crystal (B, width), FP32 at least."""
+    return segment_sum(nodes, batch.node_graph, len(batch.n_node)) / batch.n_node[:, None]
+
+
+class AngularNetwork(nn.Module):
+    """Predicts e_form_per_atom (B,) of a `GraphBatch`."""
+
+    kind = "structural-angular"
+    fixed_shapes = True
+    features: Tensor
+    centres: Tensor
+
+    def __init__(self, settings: AngularSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        width, steps = settings.width, settings.steps
+        self.register_buffer("features", torch.from_numpy(ELEMENT_FEATURES), persistent=False)
+        self.register_buffer("centres", torch.linspace(0.5, settings.cutoff, settings.n_radial), persistent=False)
+        self.embed_node = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width)
+        self.embed_features = make_linear(ELEMENT_FEATURES.shape[1], width)
+        self.embed_edge = make_linear(settings.n_radial, width)
+        self.edge_blocks = nn.ModuleList([EdgeBlock(width) for _ in range(steps)])
+        self.angles = nn.ModuleList(
+            [AngularChannel(width, settings.channels, settings.degree) for _ in range(steps) if settings.channels]
+        )
+        self.node_updates = nn.ModuleList([NodeUpdate(width, settings.dropout) for _ in range(steps)])
+        self.norm = nn.LayerNorm(width)
+        self.up = make_linear(width, width)
+        self.out = make_linear(width, 1)
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        """Predict eV/atom, shape (B,)."""
+        distances = batch.distances
+        nodes = self.embed_node(batch.atomic_numbers) + self.embed_features(self.features[batch.atomic_numbers])
+        edges = self.embed_edge(self.radial(distances))
+        harmonics = spherical_harmonics(batch.vectors / distances[:, None], self.settings.degree).to(edges.dtype)
+        order = edge_order(batch)
+        for step, (edge_block, node_update) in enumerate(zip(self.edge_blocks, self.node_updates, strict=True)):
+            if self.settings.channels:
+                edges = edges + self.angles[step](edges, harmonics, batch)
+            edges, received = edge_block(nodes, edges, batch.senders, batch.receivers, order)
+            nodes = node_update(nodes, received / AVERAGE_COORDINATION, batch)
+        energies = self.out(functional.silu(self.up(graph_mean(self.norm(nodes), batch))))
+        return at_least_fp32(energies)[:, 0] * self.settings.scale + self.settings.shift
+
+    def radial(self, distances: Tensor) -> Tensor:
+        """Gaussians of the distances (E, n_radial), as wide as they lie apart, falling to zero smoothly at the cutoff."""
+        cutoff, n = self.settings.cutoff, self.settings.n_radial
+        gaussians = torch.exp(-(((distances[:, None] - self.centres) * (n - 1) / cutoff) ** 2))
+        return gaussians * (0.5 + 0.5 * torch.cos(torch.pi * (distances / cutoff).clamp(max=1)))[:, None]
+
+    def config(self) -> dict[str, Any]:
+        """Settings as a checkpoint's card keeps them."""
+        return asdict(self.settings)
+
+
+def edge_order(batch: GraphBatch) -> EdgeOrder:
+    """Return the order of edges by receiver, as they lie, and by sender, which is that of their reverses; nothing waits for the device."""
+    nodes = torch.arange(len(batch.atomic_numbers) + 1, device=batch.receivers.device)
+    offsets = torch.searchsorted(batch.receivers, nodes).int()
+    return EdgeOrder(batch.senders.int(), batch.receivers.int(), offsets, None, offsets, batch.reverse.int())
