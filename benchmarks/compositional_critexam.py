@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from formula_runs import Prepared, Row, train_jobs
 from gpu_timing import conditions, print_table
 from scipy.stats import rankdata
+from training_runs import Prepared, Row, train_jobs
 
 from gnome.crystals.formula import parse_formula, split_bucket
 from gnome.models.compositional import TARGETS, CompositionalSettings

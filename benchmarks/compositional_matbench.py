@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import torch
 from compositional_critexam import OURS, TRAIN, packed
 from crabnet_like import CrabNetLike, CrabNetLikeSettings
-from formula_runs import Prepared, Row, train_jobs
 from gpu_timing import conditions, print_table
 from torch import nn
+from training_runs import Prepared, Row, train_jobs
 
 from gnome.crystals.formula import split_bucket
 from gnome.models.formula_graph import FormulaGraphNetwork, FormulaGraphSettings

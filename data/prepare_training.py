@@ -28,19 +28,23 @@ from gnome.quantities import PLAUSIBLE_E_FORM, Quantity
 MP_FILES = ("mp20_train_partial", "mp20_val", "mpts52_val")
 
 
-def wbm_rows(folder: Path) -> Iterator[tuple[Crystal, float, str]]:
+Labelled = tuple[Crystal, float, str, str]
+"""A crystal, its formation energy (eV/atom), where it comes from, and its name there."""
+
+
+def wbm_rows(folder: Path) -> Iterator[Labelled]:
     """Yield initial structures of WBM with the formation energy of their relaxed states."""
     with gzip.open(folder / "wbm.csv.gz", "rt", encoding="utf-8") as file:
-        labels = [float(row["e_form_per_atom"]) for row in csv.DictReader(file)]
+        labels = [(row["material_id"], float(row["e_form_per_atom"])) for row in csv.DictReader(file)]
     arrays = np.load(folder / "wbm_initial_structures.npz")
     numbers, coords, lattices = arrays["atomic_numbers"], arrays["frac_coords"], arrays["lattice"]
     end = np.cumsum(arrays["natoms"], dtype=np.int64)
     start = end - arrays["natoms"]
-    for i, label in enumerate(labels):
-        yield Crystal(lattices[i], numbers[start[i] : end[i]], coords[start[i] : end[i]]), label, "wbm"
+    for i, (name, label) in enumerate(labels):
+        yield Crystal(lattices[i], numbers[start[i] : end[i]], coords[start[i] : end[i]]), label, "wbm", name
 
 
-def mp_rows(folder: Path) -> Iterator[tuple[Crystal, float, str]]:
+def mp_rows(folder: Path) -> Iterator[Labelled]:
     """Yield relaxed Materials Project structures with their formation energies."""
     for name in MP_FILES:
         with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
@@ -50,7 +54,12 @@ def mp_rows(folder: Path) -> Iterator[tuple[Crystal, float, str]]:
                 if label is None:
                     continue
                 lattice = row.get("lattice_matrix") or lattice_from_parameters(*row["lattice_abc_angles"])
-                yield Crystal.from_symbols(lattice, row["species"], row["frac_coords"]), float(label), "mp"
+                yield (
+                    Crystal.from_symbols(lattice, row["species"], row["frac_coords"]),
+                    float(label),
+                    "mp",
+                    str(row["material_id"]),
+                )
 
 
 def lattice_from_parameters(a: float, b: float, c: float, alpha: float, beta: float, gamma: float) -> np.ndarray:
@@ -87,24 +96,25 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
 
-    kept: list[tuple[Crystal, float, str]] = []
+    kept: list[Labelled] = []
     lowest: dict[tuple[str, int], float] = {}
     refused = 0
     for rows in (wbm_rows(options.source / "wbm"), mp_rows(options.source / "mp")):
-        for crystal, label, source in rows:
+        for crystal, label, source, name in rows:
             if not (PLAUSIBLE_E_FORM[0] <= label <= PLAUSIBLE_E_FORM[1] and is_valid(crystal)):
                 refused += 1
                 continue
-            kept.append((crystal, label, source))
+            kept.append((crystal, label, source, name))
             key = (crystal.reduced_formula, 0)
             lowest[key] = min(label, lowest.get(key, np.inf))
     write_shard(
         options.out / "structures.parquet",
-        [crystal for crystal, _, _ in kept],
+        [crystal for crystal, *_ in kept],
         {
-            Quantity.REDUCED_FORMULA: [crystal.reduced_formula for crystal, _, _ in kept],
-            Quantity.E_FORM_PER_ATOM: [label for _, label, _ in kept],
-            "source": [source for _, _, source in kept],
+            Quantity.REDUCED_FORMULA: [crystal.reduced_formula for crystal, *_ in kept],
+            Quantity.E_FORM_PER_ATOM: [label for _, label, _, _ in kept],
+            "source": [source for _, _, source, _ in kept],
+            "material_id": [name for *_, name in kept],
         },
     )
     with gzip.open(options.source / "composition/matbench_mp_e_form.csv.gz", "rt", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Train many formula networks at once: those of fixed shapes together in few processes, the others one a process."""
+"""Train many networks at once: those of fixed shapes together in few processes on each GPU, the others one a process."""
 
 import multiprocessing
 import time
