@@ -30,7 +30,7 @@ from gnome.models.calibration import ErrorCalibration, LogitCalibration, coverag
 from gnome.models.checkpoint import load_ensemble, save_ensemble
 from gnome.models.compositional import TARGETS
 from gnome.models.datasets import Split, labelled_subset, pack_crystals, split_by_formula
-from gnome.models.ensemble import median_and_spread
+from gnome.models.ensemble import calibrate_crystals, median_and_spread
 from gnome.models.formula_ensemble import STABLE, calibrate_formulas, error_widths
 from gnome.models.formulas import PackedFormulas
 from gnome.models.metrics import atomic_fractions, fit_linear_model, score
@@ -316,6 +316,11 @@ def train_structural(structures: Structures, train: TrainSettings, options: argp
     members = train_all("structural", settings, (pack, targets, split.train, split.validation), options)
     path = options.out / "structural.safetensors"
     save_ensemble(path, members, structures.card)
+    held = labelled_subset(pack, targets, split.validation, options.device)
+    card = structures.card | {
+        "calibration": calibrate_crystals(member_answers(path, held.inputs, options.device), targets[split.validation]),
+        "calibrated_on": "the validation part",
+    }
     metrics = structures.linear_score()
     wbm_test = structures.wbm_test
     for name, rows in (("WBM", wbm_test), ("Materials Project", np.setdiff1d(split.test, wbm_test))):
@@ -327,7 +332,7 @@ def train_structural(structures: Structures, train: TrainSettings, options: argp
         f"{len(split.train)} structures: unrelaxed initial WBM cells with the DFT energy of their relaxed states, "
         "relaxed Materials Project cells of MP-20 and MPTS-52"
     )
-    write_card(path, members, {**structures.card, "trained_on": trained_on, "metrics": metrics})
+    write_card(path, members, {**card, "trained_on": trained_on, "metrics": metrics})
 
 
 def write_card(path: Path, members: list[torch.nn.Module], card: dict) -> None:

@@ -16,7 +16,7 @@ from gnome.errors import InvalidInput
 from gnome.models.checkpoint import load_ensemble, save_ensemble
 from gnome.models.compositional import TARGETS, CompositionalSettings
 from gnome.models.datasets import Split, labelled_subset, pack_crystals, read_labelled_crystals, split_by_formula
-from gnome.models.ensemble import median_and_spread
+from gnome.models.ensemble import calibrate_crystals, median_and_spread
 from gnome.models.formula_ensemble import calibrate_formulas
 from gnome.models.formula_labels import read_labelled_formulas
 from gnome.models.linear import Precision
@@ -123,6 +123,8 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
         knows = bool(np.isfinite(examples.columns[split.train, 1]).any())
         calibration = calibrate_formulas(answers(validation), examples.columns[split.validation])
         card["schemes"] = [{"method": request.method, "decomposition_energy": knows, "calibration": calibration}]
+    else:
+        card["calibration"] = calibrate_crystals(answers(validation), examples.targets[split.validation])
     if len(split.test) > 1:
         card["metrics"] = measured(request.kind, examples, split, median_and_spread(answers(test))[0])
     written = save_ensemble(request.out, members, card)

@@ -70,6 +70,10 @@ class ErrorCalibration:
         """Half of the interval around a prediction that holds the truth with probability `level`, eV/atom."""
         return self.scales(widths) * float(student.ppf(0.5 + level / 2, self.degrees))
 
+    def probability_below(self, margins: Array, widths: Array) -> Array:
+        """Probability that a truth lies at most `margins` (eV/atom) above its prediction."""
+        return np.asarray(student.cdf(margins / self.scales(widths), self.degrees))
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogitCalibration:

@@ -13,6 +13,7 @@ from gnome.crystals.crystal import Crystal
 from gnome.errors import InvalidCheckpoint
 from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.angular_network import AngularNetwork
+from gnome.models.calibration import ErrorCalibration
 from gnome.models.checkpoint import Network, load_ensemble
 from gnome.models.structural import StructuralNetwork
 
@@ -25,6 +26,13 @@ def median_and_spread(member_energies: NDArray[np.float64]) -> tuple[NDArray[np.
     """Median and inter-quartile range over the first axis."""
     low, middle, high = np.percentile(member_energies, [25, 50, 75], axis=0)
     return middle, high - low
+
+
+def calibrate_crystals(member_energies: NDArray[np.float64], targets: NDArray[np.float64]) -> dict[str, float] | None:
+    """Learn from energies (members, n) of held-out crystals how far their median is off; what a card keeps as `calibration`."""
+    medians, spreads = median_and_spread(member_energies)
+    made = ErrorCalibration.fit(targets - medians, spreads)
+    return None if made is None else dict(vars(made))
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,18 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
     def load(cls, path: Path, device: torch.device | str = "cpu") -> Self:
         """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
         members, card = load_kind(path, "structural", (StructuralNetwork.kind, AngularNetwork.kind), device)
-        return cls([member for member in members if isinstance(member, CrystalNetwork)], card)
+        loaded = cls([member for member in members if isinstance(member, CrystalNetwork)], card)
+        try:
+            _ = loaded.calibration
+        except (TypeError, ValueError) as error:
+            raise InvalidCheckpoint(f"{path.with_suffix('.json')}: its calibration cannot be read ({error})") from None
+        return loaded
+
+    @property
+    def calibration(self) -> ErrorCalibration | None:
+        """How far its medians are off, by the spread over its members; None where its card does not say."""
+        kept = self.card.get("calibration")
+        return None if kept is None else ErrorCalibration(**kept)
 
     @torch.inference_mode()
     def member_energies(self, crystals: Sequence[Crystal], volume_scales: Sequence[float] = (1.0,)) -> NDArray[np.float64]:

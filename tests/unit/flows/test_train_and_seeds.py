@@ -75,6 +75,7 @@ def test_train_writes_weights_that_predict_and_a_card_that_says_what_they_are(ru
         assert (rows[0]["method"], rows[0]["refused"]) == ("made-up", None)
         assert rows[0]["decomposition_energy"] is rows[0]["p_stable"] is None, "crystals alone teach neither"
     if kind == "structural":
+        assert set(card["calibration"] or {}) <= {"floor", "factor", "degrees"}
         known = [crystal for crystal in read_shard(shard)[0] if set(crystal.composition) <= set(card["elements"])]
         write_shard(Path("three.parquet"), known[:3])
         rows = run("predict", "three.parquet", "--model", "mine.safetensors", "--json")

@@ -10,6 +10,7 @@ from gnome.errors import InvalidCheckpoint
 from gnome.models.calibration import ErrorCalibration, LogitCalibration, coverage, expected_calibration_error
 from gnome.models.checkpoint import save_ensemble
 from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
+from gnome.models.ensemble import calibrate_crystals
 from gnome.models.formula_ensemble import CompositionalEnsemble, calibrate_formulas, error_widths
 
 
@@ -45,6 +46,20 @@ def test_probabilities_are_frequencies() -> None:
     sure = np.array([True, True, False, False])
     assert expected_calibration_error(np.array([1.0, 1.0, 0.0, 0.0]), sure) == 0
     assert expected_calibration_error(np.array([0.0, 0.0, 1.0, 1.0]), sure) == 1
+
+
+def test_chances_of_lying_below_a_hull_are_frequencies() -> None:
+    rng = np.random.default_rng(4)
+    spreads = rng.uniform(0, 0.05, 20_000)
+    members = rng.normal(0, 0.5, 20_000) + spreads * np.array([-0.5, -0.5, 0, 0.5, 0.5])[:, None]
+    truth = members[2] + np.hypot(0.01, spreads) * rng.standard_t(3, 20_000)
+    kept = calibrate_crystals(members[:, :10_000], truth[:10_000])
+    assert kept is not None
+    fitted = ErrorCalibration(**kept)
+    margins = rng.normal(0, 0.05, 20_000)
+    chances = fitted.probability_below(margins[10_000:], spreads[10_000:])
+    assert expected_calibration_error(chances, (truth - members[2] <= margins)[10_000:]) < 0.02
+    assert fitted.probability_below(np.array([0.0]), np.array([0.1]))[0] == pytest.approx(0.5)
 
 
 def test_too_little_teaches_nothing() -> None:
