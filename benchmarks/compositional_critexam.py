@@ -10,7 +10,7 @@ Settings of an arm's network or training may follow its name: "sas+ learning_rat
 Roost 0.0547 and 0.0669 eV/atom, CrabNet 0.0593 and 0.0632 with F1 0.788 and AUC 0.884 (stable: at most 0).
 
 Runs go side by side where there is a GPU, and are kept as they end: a line each in $OUT/compositional_critexam.jsonl, all answers in
-$OUT/compositional_answers.npz, of which medians over seeds are reported too.
+$OUT/compositional_answers.npz, of which, for networks of both targets, medians over seeds are reported too.
 """
 
 import argparse
@@ -27,7 +27,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from gpu_timing import conditions, print_table
-from scipy.stats import rankdata
 from training_runs import Prepared, Row, train_jobs
 
 from gnome.crystals.formula import parse_formula, split_bucket
@@ -35,6 +34,7 @@ from gnome.models.compositional import TARGETS, CompositionalSettings
 from gnome.models.datasets import TRAIN_BUCKETS, VALIDATION_BUCKETS
 from gnome.models.formula_graph import FormulaGraphSettings
 from gnome.models.formulas import PackedFormulas
+from gnome.models.metrics import auc, best_threshold, f1
 from gnome.models.recipes import FORMULA_NETWORK, FORMULA_TRAIN, NetworkSettings, untrained
 from gnome.models.training import EpochRecord, Labelled, Run, TrainSettings, predict
 from gnome.quantities import Quantity
@@ -160,8 +160,7 @@ def measured(answers: dict[str, np.ndarray], parts: dict[str, tuple[PackedFormul
     threshold = 0.0
     if column is None:
         logits, stable = answers["chosen by"][:, -1], parts["chosen by"][1][:, 1] <= 0
-        tried = np.quantile(logits, np.linspace(0.2, 0.9, 71))
-        threshold = float(max(tried, key=lambda one: f1(logits > one, stable)))
+        threshold = best_threshold(logits, stable)
     return {name: metrics(answers[name], parts[name][1], column, threshold) for name in ("chosen by", "reported")}
 
 
@@ -175,17 +174,6 @@ def metrics(answers: np.ndarray, targets: np.ndarray, column: int | None, thresh
     if column is None:
         found |= {"f1 of logit": f1(answers[:, -1] > threshold, stable), "auc of logit": auc(answers[:, -1], stable)}
     return found
-
-
-def f1(said: np.ndarray, true: np.ndarray) -> float:
-    """Harmonic mean of precision and recall."""
-    return float(2 * (said & true).sum() / (said.sum() + true.sum()))
-
-
-def auc(score: np.ndarray, true: np.ndarray) -> float:
-    """Probability that a stable formula scores above an unstable one (Mann-Whitney)."""
-    n = int(true.sum())
-    return float((rankdata(score)[true].sum() - n * (n + 1) / 2) / (n * (len(true) - n)))
 
 
 def print_rows(rows: list[Row]) -> None:

@@ -72,7 +72,8 @@ def propose_compositional(
     workspace: Workspace, number: int, settings: RoundSettings, hull: ConvexHull, elements: frozenset[int]
 ) -> dict[str, Any]:
     """Propose random structures of the formulas that the compositional ensemble puts nearest to the hull."""
-    model = workspace.formula_model()
+    began_with = workspace.store.round(number).settings.get("formula_model")
+    model = workspace.formula_model(None if began_with is None else str(began_with))
     structures = random_structures(workspace.settings.workers)
     try:
         pipeline = CompositionalPipeline(

@@ -68,7 +68,9 @@ def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign: Mapp
     model, hull = workspace.structural_model(), workspace.hull(method.label)
     allowed_elements(settings, model.elements, hull.elements, workspace.evaluator.elements)
     settings = replace(settings, evaluator=workspace.evaluator_name)
-    kept = {"method": method.label, "model": model.model_id, "campaign": dict(campaign or {})}
+    kept: dict[str, Any] = {"method": method.label, "model": model.model_id, "campaign": dict(campaign or {})}
+    if "compositional" in settings.pipelines:
+        kept["formula_model"] = workspace.formula_model().model_id
     return workspace.store.start_round({**settings.to_dict(), **kept}, settings.seed)
 
 

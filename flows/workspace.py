@@ -68,9 +68,9 @@ class Workspace:
         self._check(ensemble.card, record)
         return ensemble
 
-    def formula_model(self) -> CompositionalEnsemble:
-        """Load the compositional ensemble in use."""
-        record = self._current("compositional")
+    def formula_model(self, model_id: str | None = None) -> CompositionalEnsemble:
+        """Load a compositional ensemble by its id; without one that in use."""
+        record = self._current("compositional") if model_id is None else self.store.model(model_id)
         ensemble = CompositionalEnsemble.load(self.model_path(record))
         self._check(ensemble.card, record)
         return ensemble

@@ -21,9 +21,12 @@ _POLYANION_MAX_DIFFERENCE: Final = 1.65
 _ATOMIC_NUMBER: Final = {symbol: z for z, symbol in enumerate(SYMBOLS) if z}
 _SUBSCRIPTS: Final = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _DOT = re.compile("[·•⋅∙]")  # between a salt and its water
-_FACTOR = re.compile(r"\s*(\d+(?:\.\d+)?)")
-_HYDRATE_WITH_POINT = re.compile(r"[1-9]\d*\.\d*H2O\s*$")
-_TOKEN = re.compile(r"([A-Z][a-z]?)|([(\[{])|([)\]}])|(\d+(?:\.\d+)?|\.\d+)|(\s+)")
+_FACTOR = re.compile(r"\s*(\d+(?:\.\d+)?)\s*", re.ASCII)
+_HYDRATE_WITH_POINT = re.compile(r"(?:[1-9]\d*|[A-Za-z)\]}])\s*\.\s*\d*\s*[(\[{]?\s*(?:H2O|OH2|D2O|NH3)")
+_OXIDATION_STATE = re.compile(r"\((?:I{1,3}|IV|VI{0,3})\)")
+_POINT_FIRST = re.compile(r"(?<![0-9])\.[0-9]")
+_TOKEN = re.compile(r"([A-Z][a-z]?)|([(\[{])|([)\]}])|(\d+(?:\.\d+)?)|(\s+(?!\d))", re.ASCII)
+_CLOSES: Final = {"(": ")", "[": "]", "{": "}"}
 MAX_FORMULA_LENGTH: Final = 200
 MAX_ATOMS: Final = 100_000
 
@@ -83,16 +86,14 @@ def parse_amounts(text: str) -> dict[int, float]:
         raise InvalidInput("an empty formula cannot be read")
     if len(text) > MAX_FORMULA_LENGTH:
         raise InvalidInput(f"formula {text[:20]!r}... has {len(text)} characters, the limit is {MAX_FORMULA_LENGTH}")
-    if _HYDRATE_WITH_POINT.search(text):
-        raise InvalidInput(f"formula {text!r} may be a hydrate or have a fractional amount; write water as in CuSO4(H2O)5")
+    plain = text.translate(_SUBSCRIPTS)
+    _refuse_what_reads_two_ways(plain, text)
     amounts: dict[int, float] = {}
-    first, *others = _DOT.split(text.translate(_SUBSCRIPTS))
-    _add(amounts, _amounts_of(first, text))
-    for part in others:
-        if not part.strip():
-            raise InvalidInput(f"formula {text!r}: nothing follows a dot")
-        match = _FACTOR.match(part)
+    for number, part in enumerate(_DOT.split(plain)):
+        match = _FACTOR.match(part) if number else None
         rest, factor = (part[match.end() :], float(match.group(1))) if match else (part, 1.0)
+        if not rest.strip():
+            raise InvalidInput(f"formula {text!r}: a dot stands between two formulas, one is missing")
         _add(amounts, {z: factor * amount for z, amount in _amounts_of(rest, text).items()})
     amounts = {z: amount for z, amount in amounts.items() if amount > 0}
     if not amounts:
@@ -102,9 +103,19 @@ def parse_amounts(text: str) -> dict[int, float]:
     return amounts
 
 
+def _refuse_what_reads_two_ways(plain: str, text: str) -> None:
+    if _HYDRATE_WITH_POINT.search(plain):
+        raise InvalidInput(f"formula {text!r} may be a hydrate or have a fractional amount; write water as in CuSO4(H2O)5")
+    if _POINT_FIRST.search(plain):
+        raise InvalidInput(f"formula {text!r}: write a fraction as 0.5, and formulas side by side as CaO·2Al2O3")
+    if found := _OXIDATION_STATE.search(plain):
+        raise InvalidInput(f"formula {text!r}: {found.group()} reads as iodine or vanadium; leave oxidation states out")
+
+
 def _amounts_of(part: str, text: str) -> dict[int, float]:
     """Read a formula without dots; `text` is what messages name."""
     stack: list[dict[int, float]] = [{}]
+    expected: list[str] = []
     last: dict[int, float] = {}
     for symbol, opening, closing, number in _tokens(part, text):
         if number:
@@ -117,9 +128,10 @@ def _amounts_of(part: str, text: str) -> dict[int, float]:
         last = {_known(symbol, text): 1.0} if symbol else {}
         if opening:
             stack.append({})
+            expected.append(_CLOSES[opening])
         elif closing:
-            if len(stack) == 1:
-                raise InvalidInput(f"formula {text!r}: a bracket is closed that was never opened")
+            if not expected or expected.pop() != closing:
+                raise InvalidInput(f"formula {text!r}: {closing} closes a bracket that was never opened")
             last = stack.pop()
     if len(stack) != 1:
         raise InvalidInput(f"formula {text!r}: a bracket is never closed")
@@ -134,7 +146,7 @@ def _tokens(part: str, text: str) -> Iterator[tuple[str, str, str, str]]:
         match = _TOKEN.match(part, position)
         if match is None:
             hint = "; leave charges out" if part[position] in "+-^⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹" else ""
-            raise InvalidInput(f"formula {text!r}: {part[position]!r} cannot be read{hint}")
+            raise InvalidInput(f"formula {text!r}: {part[position]!r} (after {part[:position]!r}) cannot be read{hint}")
         position = match.end()
         if match.group(5) is None:
             symbol, opening, closing, number = (match.group(i) or "" for i in range(1, 5))

@@ -1,7 +1,8 @@
 """How far predictions are off, learnt from residuals of examples that no network was trained on.
 
 Errors of ensembles have heavy tails, which a normal distribution puts into a handful of impossible outliers: on held-out formulas
-Student's distribution with some two degrees of freedom, its width following what the members say, covers what it promises.
+Student's distribution with some two degrees of freedom, its scale a power of what the members say, covers what it promises, where they
+doubt little as where they doubt much.
 """
 
 import math
@@ -11,6 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import t as student
 
 Array = NDArray[np.float64]
@@ -22,23 +24,24 @@ MIN_EXAMPLES = 50
 """Residuals below which nothing is fitted."""
 
 _SMALLEST = 1e-6
-_BOUNDS = ((np.log(_SMALLEST), 3.0), (-8.0, 8.0), (np.log(1.2), np.log(200.0)))
+_BOUNDS = ((np.log(_SMALLEST), 3.0), (-30.0, 30.0), (np.log(0.25), np.log(4.0)), (np.log(1.2), np.log(200.0)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorCalibration:
-    """Errors (eV/atom) follow Student's distribution with `degrees` of freedom, scaled by sqrt(floor^2 + (factor width)^2).
+    """Errors (eV/atom) follow Student's distribution with `degrees` of freedom and the scale sqrt(floor^2 + (factor width^power)^2).
 
-    The width is what an ensemble says of its own doubt, in eV/atom.
+    The width is what an ensemble says of its own doubt, in eV/atom; where it doubts much it is usually off by more than in proportion.
     """
 
     floor: float
     factor: float
+    power: float
     degrees: float
 
     def __post_init__(self) -> None:
         """Refuse what is no distribution."""
-        if not (0 <= self.floor < math.inf and 0 <= self.factor < math.inf and 0 < self.degrees < math.inf):
+        if not all(type(number) is float and 0 <= number < math.inf for number in vars(self).values()):
             raise ValueError(f"{self}: expected numbers of at least 0")
 
     @classmethod
@@ -47,7 +50,7 @@ class ErrorCalibration:
         if len(errors) < MIN_EXAMPLES:
             return None
         typical = float(np.median(np.abs(errors))) + _SMALLEST
-        start = np.log([typical / 2, typical / (float(np.median(widths)) + _SMALLEST), 3.0])
+        start = np.log([typical / 2, typical / (float(np.median(widths)) + _SMALLEST), 1.0, 3.0])
 
         def loss(logs: Array) -> float:
             made = cls._of_logs(logs)
@@ -55,16 +58,20 @@ class ErrorCalibration:
             return float((np.log(scales) - student.logpdf(errors / scales, made.degrees)).mean())
 
         low, high = np.transpose(_BOUNDS)
-        return cls._of_logs(minimize(loss, np.clip(start, low, high), method="Nelder-Mead", bounds=_BOUNDS).x)
+        options = {"maxiter": 4000, "maxfev": 4000, "xatol": 1e-5, "fatol": 1e-9, "adaptive": True}
+        found = start
+        for _ in range(3):  # a simplex that has shrunk too early begins anew
+            found = minimize(loss, np.clip(found, low, high), method="Nelder-Mead", bounds=_BOUNDS, options=options).x
+        return cls._of_logs(found)
 
     @classmethod
     def _of_logs(cls, logs: Array) -> Self:
-        floor, factor, degrees = np.exp(logs).tolist()
-        return cls(floor=floor, factor=factor, degrees=degrees)
+        floor, factor, power, degrees = np.exp(logs).tolist()
+        return cls(floor=floor, factor=factor, power=power, degrees=degrees)
 
     def scales(self, widths: Array) -> Array:
         """Scale of the distribution for each width, eV/atom."""
-        return np.hypot(self.floor, self.factor * widths)
+        return np.asarray(np.hypot(self.floor, self.factor * widths**self.power))
 
     def half_widths(self, widths: Array, level: float = LEVEL) -> Array:
         """Half of the interval around a prediction that holds the truth with probability `level`, eV/atom."""
@@ -84,7 +91,7 @@ class LogitCalibration:
 
     def __post_init__(self) -> None:
         """Refuse what is no line."""
-        if not (math.isfinite(self.slope) and math.isfinite(self.intercept)):
+        if not all(type(number) is float and math.isfinite(number) for number in vars(self).values()):
             raise ValueError(f"{self}: expected two numbers")
 
     @classmethod
@@ -101,12 +108,18 @@ class LogitCalibration:
 
     def probabilities(self, logits: Array) -> Array:
         """Probability for each logit."""
-        return np.asarray(1 / (1 + np.exp(-(self.slope * logits + self.intercept))))
+        return np.asarray(expit(self.slope * logits + self.intercept))
 
 
 def coverage(errors: Array, half_widths: Array) -> float:
     """Part of the errors that lie within their half widths."""
     return float((np.abs(errors) <= half_widths).mean())
+
+
+def coverage_by_width(errors: Array, half_widths: Array, *, groups: int = 5) -> list[float]:
+    """Coverage within groups of equally many examples, from the narrowest intervals to the widest."""
+    order = np.argsort(half_widths, kind="stable")
+    return [coverage(errors[rows], half_widths[rows]) for rows in np.array_split(order, groups)]
 
 
 def expected_calibration_error(probabilities: Array, happened: NDArray[np.bool_], *, bins: int = 10) -> float:

@@ -54,7 +54,8 @@ class CompositionalEnsemble(Ensemble[FormulaNetwork]):
         members, card = load_kind(path, "compositional", (CompositionalNetwork.kind, FormulaGraphNetwork.kind), device)
         networks = [member for member in members if isinstance(member, FormulaNetwork)]
         schemes, known = card.get("schemes", []), networks[0].settings.n_schemes
-        if schemes and not (len(schemes) == known and all(isinstance(x, dict) and x.get("method") for x in schemes)):
+        named = isinstance(schemes, list) and all(isinstance(x, dict) and _is_name(x.get("method")) for x in schemes)
+        if schemes and not (named and len(schemes) == known):
             raise InvalidCheckpoint(f"{path.with_suffix('.json')}: schemes must name a method each, {known} in all")
         loaded = cls(networks, card)
         try:
@@ -107,11 +108,12 @@ class CompositionalEnsemble(Ensemble[FormulaNetwork]):
         unknown = np.full(len(compositions), np.nan)
         decomposition, p_stable, uncertainties = unknown, unknown, [unknown, unknown]
         calibration = self._calibrations[scheme]
-        for column, name in enumerate(TARGETS):
+        knows_stability = found.shape[2] > 1 and self._knows_stability[scheme]
+        for column, name in enumerate(TARGETS if knows_stability else TARGETS[:1]):
             own = calibration.get(name)
             if isinstance(own, ErrorCalibration):
                 uncertainties[column] = own.half_widths(error_widths(found, column))
-        if found.shape[2] > 1 and self._knows_stability[scheme]:
+        if knows_stability:
             decomposition = np.median(found[:, :, 1], axis=0)
             stable = calibration.get(STABLE)
             line = stable if isinstance(stable, LogitCalibration) else LogitCalibration(slope=1.0, intercept=0.0)
@@ -130,6 +132,10 @@ class CompositionalEnsemble(Ensemble[FormulaNetwork]):
                 with autocast(precision, device):
                     out[m, rows] = member(batch).float().reshape(len(rows), n_answers)
         return np.asarray(out.cpu().double().numpy())
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def error_widths(answers: Array, column: int) -> Array:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gnome.errors import InvalidInput
+
 
 @dataclass(frozen=True)
 class FormulaBatch:
@@ -41,12 +43,15 @@ class PackedFormulas:
         z = np.fromiter(chain.from_iterable(compositions), np.int64, n)
         amounts = np.fromiter(chain.from_iterable(map(methodcaller("values"), compositions)), np.float64, n)
         rows = np.repeat(np.arange(len(compositions)), sizes)
+        totals = np.bincount(rows, amounts, len(compositions))
+        if (wrong := np.flatnonzero(~((totals > 0) & (totals < np.inf)))).size:
+            raise InvalidInput(f"composition {dict(compositions[wrong[0]])} has no atoms, or infinitely many")
         order = np.lexsort((z, rows))  # elements by number, each formula's where they are
         columns = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         shape = len(compositions), max(int(sizes.max(initial=0)), 1)
         numbers, fractions = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         numbers[rows, columns] = z[order]
-        fractions[rows, columns] = (amounts / np.bincount(rows, amounts, len(compositions))[rows])[order]
+        fractions[rows, columns] = (amounts / totals[rows])[order]
         schemes = np.zeros(len(compositions), np.int64) if scheme is None else np.array(scheme, np.int64)
         return cls(torch.from_numpy(numbers), torch.from_numpy(fractions), torch.from_numpy(schemes))
 

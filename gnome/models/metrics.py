@@ -39,6 +39,23 @@ def spearman(predicted: Array, target: Array) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
+def f1(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
+    """Harmonic mean of precision and recall; 0 where nothing is said or true."""
+    return float(2 * (said & true).sum() / max(int(said.sum() + true.sum()), 1))
+
+
+def auc(scores: Array, true: NDArray[np.bool_]) -> float:
+    """Probability that a true example scores above another (Mann-Whitney); NaN where all are alike."""
+    n, others = int(true.sum()), int((~true).sum())
+    return float((rankdata(scores)[true].sum() - n * (n + 1) / 2) / (n * others)) if n and others else float("nan")
+
+
+def best_threshold(scores: Array, true: NDArray[np.bool_]) -> float:
+    """Return the score above which to say true for the best F1, out of the quantiles of the scores."""
+    tried = np.quantile(scores, np.linspace(0.02, 0.98, 97))
+    return float(max(tried, key=lambda one: f1(scores > one, true)))
+
+
 def bootstrap(statistic: Callable[..., float], *columns: Array, n_resamples: int = 1000, seed: int = 0) -> Interval:
     """Percentile bootstrap of a statistic over rows of the columns.
 

@@ -23,7 +23,7 @@ FORMULA_NETWORK = CompositionalSettings(
 """Shape of the formula networks that ship: ten in FP16 are 38 MB."""
 
 FORMULA_TRAIN = TrainSettings(
-    epochs=100, batch_size=1024, learning_rate=4e-3, weight_decay=0.3, warm_up=0.05, ema_decay=0.999, fraction_jitter=0.02,
+    epochs=50, batch_size=1024, learning_rate=4e-3, weight_decay=0.3, warm_up=0.05, ema_decay=0.999, fraction_jitter=0.02,
     eval_batch_size=8192,
 )  # fmt: skip
 """How they are trained on some 2e5 labelled formulas."""

@@ -171,7 +171,8 @@ def fit_together(
 ) -> list[list[EpochRecord]]:
     """Train several networks as `fit` would train each alone, a step of each in turn.
 
-    On a GPU each has a stream of its own, so that networks too small to fill it fill it together.
+    On a GPU each has a stream of its own, so that networks too small to fill it fill it together.  Before torch 2.13 captured steps share
+    the place of their seeds, so that with dropout the masks of networks trained together there depend on how their steps interleave.
     """
     trainers = [_Trainer(run, compile_network=compile_network) for run in runs]
     going: dict[int, Iterator[None]] = {}
@@ -343,10 +344,13 @@ class _Trainer:
         return self.network if self.average is None else self.average
 
     def _run_key(self) -> str:
-        """Digest of all that decides the run: settings, initial weights, targets, and the first inputs."""
+        """Digest of all that decides the run: settings, initial weights, targets, the first inputs, and the kind of device.
+
+        The optimizer's state is another on a GPU.
+        """
         train = self.run.train
         own: dict[str, Any] = getattr(self.network, "config", dict)()  # with what leaves no trace in the weights, like dropout
-        digest = hashlib.sha256(json.dumps([asdict(self.settings), own], sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps([asdict(self.settings), own, self.device.type], sort_keys=True).encode())
         tensors = [*self.network.state_dict().values(), train.targets, self.run.validation.targets]
         if len(train.inputs):
             first = train.inputs.batch(torch.arange(min(len(train.inputs), 256), device=self.device))

@@ -262,3 +262,15 @@ def test_a_newer_shipped_ensemble_takes_the_place_of_an_older_one(emt_world: Pat
         current = store.current_model("compositional")
         assert current is not None
         assert current.id == mine.id, "one's own model stays in use"
+
+
+def test_a_round_of_formulas_keeps_the_ensemble_that_it_began_with(emt_world: Path, tmp_path: Path) -> None:
+    with open_workspace(copy_world(emt_world, tmp_path)) as workspace:
+        began = begin_round(workspace, replace(TINY, generator="compositional"))
+        in_use = workspace.store.current_model("compositional")
+        assert in_use is not None
+        assert workspace.store.round(began.number).settings["formula_model"] == in_use.id
+        other = ModelRecord(id="1" * 16, kind="compositional", path="/nowhere.safetensors", sha256="1" * 64, card={}, metrics={})
+        workspace.store.add_model(other)
+        workspace.store.promote_model(other.id)
+        assert workspace.formula_model(in_use.id).model_id == in_use.id

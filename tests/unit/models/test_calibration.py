@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gnome.errors import InvalidCheckpoint
-from gnome.models.calibration import ErrorCalibration, LogitCalibration, coverage, expected_calibration_error
+from gnome.models.calibration import ErrorCalibration, LogitCalibration, coverage, coverage_by_width, expected_calibration_error
 from gnome.models.checkpoint import save_ensemble
 from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
 from gnome.models.ensemble import calibrate_crystals
@@ -20,10 +20,33 @@ def test_intervals_hold_what_they_promise() -> None:
     errors = np.hypot(0.02, 0.5 * widths) * rng.standard_t(3, 20_000)
     fitted = ErrorCalibration.fit(errors[:10_000], widths[:10_000])
     assert fitted is not None
-    assert fitted.factor == pytest.approx(0.5, rel=0.1)
+    assert fitted.power == pytest.approx(1, rel=0.15)
     assert fitted.degrees == pytest.approx(3, rel=0.2)
     for level in (0.5, 0.68, 0.9, 0.95):
-        assert coverage(errors[10_000:], fitted.half_widths(widths[10_000:], level)) == pytest.approx(level, abs=0.015)
+        half_widths = fitted.half_widths(widths[10_000:], level)
+        assert coverage(errors[10_000:], half_widths) == pytest.approx(level, abs=0.015)
+        assert coverage_by_width(errors[10_000:], half_widths) == pytest.approx([level] * 5, abs=0.04)
+
+
+def test_doubt_that_is_out_of_proportion_is_put_right() -> None:
+    rng = np.random.default_rng(5)
+    widths = rng.lognormal(-3, 0.8, 20_000)
+    errors = 3 * widths**1.5 * rng.standard_t(2.5, 20_000)
+    fitted = ErrorCalibration.fit(errors[:10_000], widths[:10_000])
+    assert fitted is not None
+    assert fitted.power == pytest.approx(1.5, rel=0.05)
+    assert coverage_by_width(errors[10_000:], fitted.half_widths(widths[10_000:])) == pytest.approx([0.68] * 5, abs=0.04)
+
+
+def test_widths_of_any_unit_can_be_fitted() -> None:
+    rng = np.random.default_rng(6)
+    widths = rng.uniform(0.5, 1, 2000)
+    fitted = ErrorCalibration.fit(5e-5 * widths * rng.standard_t(3, 2000), widths)
+    assert fitted is not None
+    assert 1.2 < fitted.degrees < 8
+    unsaid = ErrorCalibration.fit(0.1 * rng.standard_t(3, 2000), np.zeros(2000))
+    assert unsaid is not None
+    assert unsaid.half_widths(np.zeros(1))[0] == pytest.approx(0.115, rel=0.15)
 
 
 def test_errors_that_follow_nothing_have_one_width() -> None:
@@ -97,12 +120,10 @@ def test_an_ensemble_answers_with_the_uncertainties_of_its_card(tmp_path: Path) 
     assert (said.e_form_uncertainty > 0).all()
     assert (said.decomposition_uncertainty > 0).all()
     assert ((said.p_stable > 0) & (said.p_stable < 1)).all()
-    for wrong in (
-        {"stable": {"slope": 1.0}},
-        {"e_form_per_atom": {"floor": -1.0, "factor": 1.0, "degrees": 3.0}},
-        [1],
-        {"other": {}},
-    ):
+    good = calibration["e_form_per_atom"]
+    wrongs: list[object] = [{"stable": {"slope": 1.0}}, {"stable": {"slope": "1", "intercept": 0.0}}, [1], {"other": {}}, None]
+    wrongs += [{"e_form_per_atom": good | {"floor": value}} for value in (-1.0, math.nan, True, 10**40)]
+    for wrong in wrongs:
         save_ensemble(path, [network], {"method": "test", "elements": [8], "schemes": [scheme | {"calibration": wrong}]})
         with pytest.raises(InvalidCheckpoint, match="calibration cannot be read"):
             CompositionalEnsemble.load(path)

@@ -74,6 +74,26 @@ def test_batches_by_size_hold_every_formula_once_and_no_padding() -> None:
         assert torch.allclose(subject(batch), answers[rows], rtol=0, atol=1e-10)
 
 
+def test_packing_is_sorting_and_dividing() -> None:
+    generator = np.random.default_rng(0)
+    compositions = [
+        {int(z): float(generator.integers(1, 9)) for z in generator.permutation(94)[:n] + 1} for n in generator.integers(1, 7, 50)
+    ]
+    pack = PackedFormulas.from_compositions(compositions, list(range(50)))
+    for row, composition in enumerate(compositions):
+        n = len(composition)
+        assert pack.atomic_numbers[row].tolist() == sorted(composition) + [0] * (pack.fractions.shape[1] - n)
+        shares = [composition[z] / sum(composition.values()) for z in sorted(composition)]
+        np.testing.assert_allclose(pack.fractions[row, :n], shares, rtol=1e-6)
+        assert not pack.fractions[row, n:].any()
+    assert pack.scheme.tolist() == list(range(50))
+    assert len(PackedFormulas.from_compositions([])) == 0
+    wrongs: list[dict[int, float]] = [{}, {8: 0.0}, {8: float("nan")}]
+    for wrong in wrongs:
+        with pytest.raises(InvalidInput, match="composition"):
+            PackedFormulas.from_compositions([{8: 1.0}, wrong])
+
+
 def test_pooling_begins_as_the_weighted_mean() -> None:
     torch.manual_seed(0)
     pool = Pooling(8, 2).double()
@@ -256,7 +276,8 @@ def test_an_ensemble_keeps_its_contract_and_answers_all(tmp_path: Path) -> None:
     assert np.isnan(other.p_stable).all()
     with pytest.raises(InvalidInput, match="learnt test, older"):
         ensemble.scheme_of("pbe")
-    for wrong in ([{}], schemes[:1], [*schemes, {"method": "third"}]):
+    wrongs: list[object] = [[{}], schemes[:1], [*schemes, {"method": "third"}], 3, [{"method": 5}] * 2]
+    for wrong in wrongs:
         save_ensemble(path, members, {"method": "test", "elements": [3], "schemes": wrong})
         with pytest.raises(InvalidCheckpoint, match="schemes must name a method each, 2 in all"):
             CompositionalEnsemble.load(path)
