@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).parents[3] / "data" / "train_ensembles.py"
 
 
 def test_no_formula_is_in_two_parts_of_the_formula_networks_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # scripts there import one another
     spec = importlib.util.spec_from_file_location("train_ensembles", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
