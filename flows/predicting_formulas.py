@@ -1,6 +1,7 @@
 """`gnome predict --formula`: formulas in, from the command line or files, one row each in their order; what is refused says why."""
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def read_formulas(arguments: Sequence[str]) -> Iterator[AskedFormula]:
         path = Path(argument)
         suffix = path.suffix.lower()
         if suffix not in _FILES:
-            if 0 < len(argument) <= MAX_FORMULA_LENGTH and path.exists() and not _is_formula(argument):
+            if argument and len(os.fsencode(argument)) <= MAX_FORMULA_LENGTH and path.exists() and not _is_formula(argument):
                 raise InvalidInput(f"{path}: formulas are read from {', '.join(sorted(_FILES))} files")
             yield AskedFormula(argument, argument)
             continue
@@ -81,10 +82,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _csv_cells(path: Path) -> Iterator[tuple[int, str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, strict=True)  # an open quote would join what follows into one cell
         column = _column(path, reader.fieldnames or ())
         line = reader.line_num + 1
         for row in reader:
+            if None in row:
+                raise InvalidInput(f"{path}: line {line} has more cells than the header; write commas within a cell in quotes")
             yield line, (row[column] or "").strip()
             line = reader.line_num + 1
 

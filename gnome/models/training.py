@@ -195,7 +195,7 @@ class _Trainer:
     def __init__(self, run: Run, *, compile_network: bool) -> None:
         self.network, self.settings, self.run = run.network, run.settings, run
         self.device = next(self.network.parameters()).device
-        self.key = self._run_key()
+        self.key = "" if run.state_path is None else self._run_key()
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         fixed_shapes = getattr(self.network, "fixed_shapes", False) and self.stream is not None
         self.fixed = run.train.inputs.fixed(self.settings.batch_size) if fixed_shapes else None
@@ -344,19 +344,20 @@ class _Trainer:
         return self.network if self.average is None else self.average
 
     def _run_key(self) -> str:
-        """Digest of all that decides the run: settings, initial weights, targets, the first inputs, and the kind of device.
+        """Digest of all that decides the run: settings, initial weights, examples, and the kind of device.
 
         The optimizer's state is another on a GPU.
         """
-        train = self.run.train
         own: dict[str, Any] = getattr(self.network, "config", dict)()  # with what leaves no trace in the weights, like dropout
         digest = hashlib.sha256(json.dumps([asdict(self.settings), own, self.device.type], sort_keys=True).encode())
-        tensors = [*self.network.state_dict().values(), train.targets, self.run.validation.targets]
-        if len(train.inputs):
-            first = train.inputs.batch(torch.arange(min(len(train.inputs), 256), device=self.device))
-            tensors += [getattr(first, field.name) for field in fields(first)]
-        for tensor in tensors:
+        for tensor in self.network.state_dict().values():
             digest.update(tensor.detach().cpu().numpy().tobytes())
+        for part in (self.run.train, self.run.validation):
+            digest.update(part.targets.cpu().numpy().tobytes())
+            for rows in torch.arange(len(part.inputs), device=self.device).split(4096):
+                batch = part.inputs.batch(rows)
+                for field in fields(batch):
+                    digest.update(getattr(batch, field.name).cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:

@@ -33,6 +33,8 @@ def test_formulas_come_from_arguments_and_files_in_order(tmp_path: Path) -> None
         ("empty.csv", b"", "no column of formulas"),
         ("latin.txt", b"Fe2O3\n\xff\xfe\n", "is no txt file"),
         ("broken.parquet", b"PAR1 nothing", "is no parquet file"),
+        ("quote.csv", b'formula\n"Fe2O3\nNaCl\n', "is no csv file"),
+        ("comma.csv", b"formula,e\nNaCl,1\nLi1,5CoO2,3\n", "line 3 has more cells"),
         ("cell.cif", b"data_", "formulas are read from"),
     ],
 )
@@ -59,11 +61,12 @@ def test_every_formula_has_a_row_in_order(own_folder: Path) -> None:
         "Lr2O3",
         "D2O",
         "H" * 300,
+        "₂" * 150,
     ]
     rows = predict_formulas(Settings(), asked, model=None)
     assert [row["formula"] for row in rows] == asked
     refused = {row["formula"]: row["refused"] for row in rows if row["refused"]}
-    assert list(refused) == ["Fe3+", "Qq2", "", "18O2", "H1000000", "Li0", "Lr2O3", "D2O", "H" * 300]
+    assert list(refused) == ["Fe3+", "Qq2", "", "18O2", "H1000000", "Li0", "Lr2O3", "D2O", "H" * 300, "₂" * 150]
     assert all(formula[:20] in reason for formula, reason in refused.items())
     assert "charges" in refused["Fe3+"]
     assert "isotopes" in refused["18O2"]

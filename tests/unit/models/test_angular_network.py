@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.polynomial.legendre import Legendre
+from small_networks import other_descriptions
 from torch import nn
 
 from gnome.crystals.crystal import Crystal
@@ -66,20 +67,7 @@ def test_a_channel_sums_over_the_angles_to_all_edges_of_an_atom() -> None:
 
 def test_energy_does_not_depend_on_how_the_crystal_is_described() -> None:
     subject, original = network(), crystal()
-    rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
-    order = np.array([2, 0, 3, 1])
-    skew = np.array([[1, 0, 0], [1, 1, 0], [0, -1, 1]])
-    same = [
-        Crystal(original.lattice @ rotation, original.atomic_numbers, original.frac_coords),
-        Crystal(original.lattice, original.atomic_numbers, original.frac_coords + np.array([0.3, -0.2, 5.1])),
-        Crystal(original.lattice, original.atomic_numbers[order], original.frac_coords[order]),
-        Crystal(skew @ original.lattice, original.atomic_numbers, original.frac_coords @ np.linalg.inv(skew)),
-        Crystal(
-            original.lattice * np.array([[1.0], [2.0], [1.0]]),
-            np.tile(original.atomic_numbers, 2),
-            np.concatenate([(original.frac_coords + np.array([0, shift, 0])) / [1, 2, 1] for shift in (0, 1)]),
-        ),
-    ]
+    same = other_descriptions(original)
     values = energies(subject, original, *same)
     torch.testing.assert_close(values, values[0].expand_as(values), rtol=0, atol=1e-5)
     torch.testing.assert_close(values, torch.cat([energies(subject, one) for one in (original, *same)]), rtol=0, atol=1e-9)

@@ -289,6 +289,22 @@ def test_scales_that_cannot_be(scales: tuple[float, ...]) -> None:
         CompositionalSettings(scales=scales)
 
 
+def test_a_run_is_not_taken_up_on_other_formulas(tmp_path: Path) -> None:
+    examples, path = learnable(40), tmp_path / "run.pt"
+    settings = TrainSettings(epochs=1, batch_size=20)
+    torch.manual_seed(0)
+    subject = CompositionalNetwork(SMALL)
+    again = CompositionalNetwork(SMALL)
+    again.load_state_dict(subject.state_dict())
+    fit(subject, examples, examples, settings, state_path=path)
+    pack = examples.inputs.batch(torch.arange(40))
+    numbers = pack.atomic_numbers.clone()
+    numbers[-1, 0] += 1
+    other = Labelled(PackedFormulas(numbers, pack.fractions, pack.scheme), examples.targets)
+    with pytest.raises(InvalidCheckpoint, match="other settings or data"):
+        fit(again, examples, other, settings, state_path=path)
+
+
 def test_a_run_is_not_taken_up_under_another_loss(tmp_path: Path) -> None:
     examples, path = learnable(40), tmp_path / "run.pt"
     for weight in (0.2, 0.5):

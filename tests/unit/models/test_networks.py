@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from small_networks import other_descriptions
 
 from gnome.crystals.crystal import Crystal
 from gnome.graphs.crystal_graph import GraphBatch, PackedGraphs
@@ -37,20 +38,7 @@ def in_double(batch: GraphBatch) -> GraphBatch:
 
 def test_structural_energy_does_not_depend_on_how_the_crystal_is_described() -> None:
     network, original = structural(), crystal()
-    rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
-    order = np.array([2, 0, 3, 1])
-    skew = np.array([[1, 0, 0], [1, 1, 0], [0, -1, 1]])
-    same = [
-        Crystal(original.lattice @ rotation, original.atomic_numbers, original.frac_coords),
-        Crystal(original.lattice, original.atomic_numbers, original.frac_coords + np.array([0.3, -0.2, 5.1])),
-        Crystal(original.lattice, original.atomic_numbers[order], original.frac_coords[order]),
-        Crystal(skew @ original.lattice, original.atomic_numbers, original.frac_coords @ np.linalg.inv(skew)),
-        Crystal(
-            original.lattice * np.array([[1.0], [2.0], [1.0]]),
-            np.tile(original.atomic_numbers, 2),
-            np.concatenate([(original.frac_coords + np.array([0, shift, 0])) / [1, 2, 1] for shift in (0, 1)]),
-        ),
-    ]
+    same = other_descriptions(original)
     values = energies(network, original, *same)
     torch.testing.assert_close(values, values[0].expand_as(values), rtol=0, atol=2e-6)
     assert abs(float(energies(network, crystal(5))[0] - values[0])) > 1e-4
