@@ -2,7 +2,7 @@
 
     python benchmarks/prepare_books.py ../shared/data/text FOLDER
     python benchmarks/transformer_language_model.py --books FOLDER [--size 30M] [--blocks ...] [--rates ...] [--seeds ...]
-    python benchmarks/transformer_language_model.py --speed [--size 125M]     # one GPU: throughput of the blocks, in turns
+    python benchmarks/transformer_language_model.py --speed [--size paper] [--profile]  # one GPU: throughput of the blocks, in turns
     python benchmarks/transformer_language_model.py --toy                     # random tokens, a minute on a CPU
 
 All blocks see the same batches in the same order: width and depth equal, ReLU MLPs four times as wide, rotary positions, the embedding is
@@ -10,6 +10,7 @@ the head's too, AdamW with a decay of 0.1 for matrices, 5 % of warm-up, then lin
 `--rates` tries learning rates for every block; the table reports each block at its best, seeds together.  The gains of SAS and SAS-P
 along the way are kept with the runs, which --results holds (by default $OUT/transformer_language_model.jsonl), a line each; a run found
 there is not repeated.  Goals: SAS's loss within 2 % of pre-LN's, 13 to 16 % fewer parameters, throughput SAS >= 1.09 and SAS-P >= 1.16.
+Size `paper` is the shape that its throughput was measured in; --profile lists the kernels of a step of each block.
 """
 
 import argparse
@@ -33,7 +34,8 @@ from gnome.transformer import BLOCKS, Transformer, TransformerSettings, paramete
 
 SIZES = {
     "30M": {"width": 384, "heads": 6, "depth": 8, "context": 512, "batch_tokens": 65536},
-    "125M": {"width": 768, "heads": 12, "depth": 12, "context": 1024, "batch_tokens": 131072},
+    "125M": {"width": 768, "heads": 12, "depth": 12, "context": 1024, "batch_tokens": 65536},
+    "paper": {"width": 768, "heads": 12, "depth": 18, "context": 128, "batch_tokens": 65536},
     "toy": {"width": 64, "heads": 2, "depth": 3, "context": 64, "batch_tokens": 2048},
 }
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
@@ -145,23 +147,28 @@ def run(block: str, seed: int, rate: float, text: Text, options: argparse.Namesp
     return conditions() | row
 
 
+def at_best_rate(rows: list[Row], size: str, block: str) -> list[Row]:
+    """Return a block's runs at the learning rate that is best for its first seed, with which all rates were tried."""
+    own = [row for row in rows if row["size"] == size and row["block"] == block]
+    first = [row for row in own if row["seed"] == min(one["seed"] for one in own)]
+    rate = min(first, key=lambda row: row["loss"])["learning_rate"] if own else None
+    return [row for row in own if row["learning_rate"] == rate]
+
+
 def print_rows(rows: list[Row]) -> None:
     """A table of each block at its best learning rate, beside pre-LN at its own."""
     for size in dict.fromkeys(row["size"] for row in rows):
-        best: dict[str, list[Row]] = {}
-        for block in BLOCKS:
-            by_rate: dict[float, list[Row]] = {}
-            for row in rows:
-                if row["size"] == size and row["block"] == block:
-                    by_rate.setdefault(row["learning_rate"], []).append(row)
-            if by_rate:
-                tried = {rate: statistics.mean(row["loss"] for row in own) for rate, own in by_rate.items()}
-                best[block] = by_rate[min(tried, key=lambda rate: tried[rate])]
-                print(f"{size} {block}: " + ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in sorted(tried.items())))
+        best = {block: at_best_rate(rows, size, block) for block in BLOCKS}
+        best = {block: own for block, own in best.items() if own}
+        for block in best:
+            tried = sorted(
+                (row["learning_rate"], row["seed"], row["loss"]) for row in rows if (row["size"], row["block"]) == (size, block)
+            )
+            print(f"{size} {block}: " + ", ".join(f"{rate:g} (seed {seed}): {loss:.4f}" for rate, seed, loss in tried))
         table = []
         for block, own in best.items():
             losses = [row["loss"] for row in own]
-            cells: list[Any] = [block, len(own), f"{own[0]['learning_rate']:g}", statistics.mean(losses)]
+            cells: list[Any] = [block, len(own), f"{own[0]['learning_rate']:g}", f"{statistics.mean(losses):.4f}"]
             cells.append(f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else "")
             for value, base in (
                 (statistics.mean(losses), statistics.mean(row["loss"] for row in best.get("preln", own))),
@@ -202,8 +209,23 @@ def speed(options: argparse.Namespace) -> None:
                 (what, block, timing.median, size["batch_tokens"] / timing.median * 1e3, f"{ratio:.3f}x", timing.peak / 1e9)
             )
             write_row("transformer_speed", size=options.size, what=what, block=block, ms=timing.median, ratio=ratio)
+    if options.profile:
+        for block, own in made.items():
+            print_kernels(block, lambda own=own: take_step(*own, batch, 1e-4))
     print(f"\n{options.size}, {n} x {size['context']} tokens")
     print_table(("", "block", "ms", "tokens/s", "beside pre-LN", "peak GB, all blocks"), rows)
+
+
+def print_kernels(block: str, step: Callable[[], None], most: int = 20) -> None:
+    """Print the time of the kernels of a step, ms, the longest of them by name."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    kernels = sorted(profiler.key_averages(), key=lambda event: -event.device_time_total)
+    total = sum(event.device_time_total for event in kernels)
+    print(f"\n{block}: kernels of one step, {total / 1e3:.1f} ms")
+    rows = [(f"{event.device_time_total / 1e3:.2f}", event.count, event.key[:90]) for event in kernels[:most]]
+    print_table(("ms", "calls", "kernel"), rows)
 
 
 def main() -> None:
@@ -211,6 +233,7 @@ def main() -> None:
     parser.add_argument("--books", type=Path)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--size", default="30M", choices=SIZES)
     parser.add_argument("--blocks", nargs="+", default=list(BLOCKS), choices=BLOCKS)
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-3])

@@ -12,6 +12,7 @@ from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.angular_network import AngularNetwork, AngularSettings
 from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
 from gnome.models.formulas import PackedFormulas
+from gnome.models.linear import Precision
 from gnome.models.structural import StructuralNetwork, StructuralSettings
 from gnome.models.training import Labelled, Run, TrainSettings, fit, fit_together
 
@@ -63,7 +64,7 @@ def test_runs_trained_together_are_those_trained_alone() -> None:
         assert distance(one, other) < 0.05 * distance(one, run(one.settings.seed))
 
 
-def crystal_run(kind: str, seed: int, *, captured: bool = True) -> Run:
+def crystal_run(kind: str, seed: int, precision: Precision, *, captured: bool = True) -> Run:
     rng = np.random.default_rng(0)
     crystals = [
         Crystal(np.eye(3) * rng.uniform(3.5, 4.5), rng.integers(1, 80, n), rng.uniform(0, 1, (n, 3)))
@@ -78,16 +79,17 @@ def crystal_run(kind: str, seed: int, *, captured: bool = True) -> Run:
     network.fixed_shapes = captured
     targets = torch.from_numpy(rng.normal(size=200)).float()
     labelled = Labelled(PackedGraphs.from_crystals(crystals, 4.0).to("cuda"), targets.to("cuda"))
-    settings = TrainSettings(epochs=3, batch_size=32, ema_decay=0.8, volume_jitter=0.1, precision="bf16", seed=seed)
+    settings = TrainSettings(epochs=3, batch_size=32, ema_decay=0.8, volume_jitter=0.1, precision=precision, seed=seed)
     return Run(network=network.to("cuda"), train=labelled, validation=labelled, settings=settings)
 
 
+@pytest.mark.parametrize(("precision", "share"), [("fp32", 0.01), ("bf16", 0.1)])
 @pytest.mark.parametrize("kind", ["gnome", "angular"])
-def test_captured_steps_of_crystals_are_the_steps(kind: str) -> None:
-    """Within the noise of sums in changing order, which BF16 makes larger: two plain runs show it."""
-    plain, again, captured, untouched = (crystal_run(kind, 1, captured=flag) for flag in (False, False, True, False))
+def test_captured_steps_of_crystals_are_the_steps(kind: str, precision: Precision, share: float) -> None:
+    """Within the noise of sums in changing order; other shapes take other kernels, which round otherwise in BF16."""
+    plain, again, captured, untouched = (crystal_run(kind, 1, precision, captured=flag) for flag in (False, False, True, False))
     for subject in (plain, again, captured):
         fit(subject.network, subject.train, subject.validation, subject.settings)
     noise, moved = distance(plain, again), distance(plain, untouched)
     assert moved > 1e-3
-    assert distance(captured, plain) < max(4 * noise, 0.02 * moved) < moved
+    assert distance(captured, plain) < max(4 * noise, share * moved) < moved
