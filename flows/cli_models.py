@@ -42,6 +42,8 @@ def predict_command(
         if volumes != 1:
             raise InvalidInput(f"--volumes {volumes}: a formula has no volume; leave it out with --formula")
         rows = predict_formulas(Settings(), files, model=model, method=method)
+        if not rows:
+            make_console(stderr=True).print(f"{', '.join(files)}: no formulas")
     else:
         if method:
             raise InvalidInput(f"--method {method}: with --formula only; for crystals, --model names other weights")

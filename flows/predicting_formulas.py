@@ -31,6 +31,8 @@ ENERGIES = (
     Quantity.P_STABLE,
 )
 """Columns of an answer, in their order."""
+_LONGEST_CELL = 1 << 30
+_LONGEST_SHOWN = 1000
 _FILES = {".csv", ".txt", ".parquet"}
 
 
@@ -51,9 +53,9 @@ def read_formulas(arguments: Sequence[str]) -> Iterator[AskedFormula]:
         path = Path(argument)
         suffix = path.suffix.lower()
         if suffix not in _FILES:
-            if argument and len(os.fsencode(argument)) <= MAX_FORMULA_LENGTH and path.exists() and not _is_formula(argument):
+            if _exists(argument) and not _is_formula(argument):
                 raise InvalidInput(f"{path}: formulas are read from {', '.join(sorted(_FILES))} files")
-            yield AskedFormula(argument, argument)
+            yield AskedFormula(_shown(argument), argument)
             continue
         try:
             cells = _lines(path) if suffix == ".txt" else _csv_cells(path) if suffix == ".csv" else _parquet_cells(path)
@@ -61,8 +63,18 @@ def read_formulas(arguments: Sequence[str]) -> Iterator[AskedFormula]:
                 yield AskedFormula(f"{path}:{place}", text)
         except OSError as error:
             raise InvalidInput(f"{path}: cannot be read ({error.strerror or error})") from None
-        except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+        except (csv.Error, pa.ArrowInvalid) as error:
             raise InvalidInput(f"{path}: is no {suffix[1:]} file of formulas ({str(error).splitlines()[0]})") from None
+
+
+def _exists(argument: str) -> bool:
+    """Whether an argument that may be a formula is the name of a file; longer names than formulas are, are none."""
+    return bool(argument) and len(os.fsencode(argument)) <= MAX_FORMULA_LENGTH and Path(argument).exists()
+
+
+def _shown(text: str) -> str:
+    """What no formula can be is not repeated whole."""
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:20]}... ({len(text)} characters)"
 
 
 def _is_formula(text: str) -> bool:
@@ -73,7 +85,7 @@ def _is_formula(text: str) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:  # bytes that are no UTF-8 cost their line alone
         for number, line in enumerate(file, start=1):
             text = line.strip()
             if text and not text.startswith("#"):
@@ -81,7 +93,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _csv_cells(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    csv.field_size_limit(_LONGEST_CELL)
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.DictReader(file, strict=True)  # an open quote would join what follows into one cell
         column = _column(path, reader.fieldnames or ())
         line = reader.line_num + 1
@@ -103,10 +116,13 @@ def _parquet_cells(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _column(path: Path, names: Sequence[str]) -> str:
-    found = next((name for name in COLUMNS if name in names), None)
-    if found is None:
-        raise InvalidInput(f"{path}: no column of formulas ({', '.join(COLUMNS)}); it has {', '.join(map(str, names)) or 'none'}")
-    return found
+    for wanted in COLUMNS:
+        found = [name for name in names if name.strip().lower() == wanted]
+        if len(found) > 1:
+            raise InvalidInput(f"{path}: has {len(found)} columns named {wanted}; keep one")
+        if found:
+            return found[0]
+    raise InvalidInput(f"{path}: no column of formulas ({', '.join(COLUMNS)}); it has {', '.join(map(str, names)) or 'none'}")
 
 
 def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Path | None, method: str = "") -> list[Row]:
@@ -117,13 +133,14 @@ def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Pat
     rows: list[Row] = []
     known: list[tuple[Row, dict[int, float]]] = []
     for formula in asked:
-        row: Row = {"input": formula.label, "formula": formula.text}
+        row: Row = {"input": formula.label, "formula": _shown(formula.text)}
         row |= dict.fromkeys((*ENERGIES, Quantity.METHOD, "model", Quantity.REFUSED))
         rows.append(row)
         try:
             amounts = parse_amounts(formula.text)
         except InvalidInput as error:
-            row[Quantity.REFUSED] = f"unreadable: {error}"
+            hint = "; there is no file of that name either" if os.sep in formula.text else ""
+            row[Quantity.REFUSED] = f"unreadable: {error}{hint}"
             continue
         if lacking := sorted(set(amounts) - ensemble.elements):
             names = ", ".join(SYMBOLS[z] for z in lacking)

@@ -1,8 +1,8 @@
 """`gnome train`: shards of labelled crystals in, an ensemble with its card out."""
 
 import math
-import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from flows.progress import Listener
+from gnome.atomic_write import require_writable
 from gnome.crystals.formula import parse_formula
-from gnome.errors import InvalidInput
-from gnome.models.checkpoint import load_ensemble, save_ensemble
+from gnome.errors import InvalidCheckpoint, InvalidInput
+from gnome.models.checkpoint import load_ensemble, read_card, save_ensemble
 from gnome.models.compositional import TARGETS, CompositionalSettings
 from gnome.models.datasets import Split, labelled_subset, pack_crystals, read_labelled_crystals, split_by_formula
 from gnome.models.ensemble import calibrate_crystals, median_and_spread
@@ -56,6 +57,7 @@ class TrainRequest:
             raise InvalidInput(f"precision {self.precision!r}, expected fp32, bf16 or fp8")
         if self.out.suffix != ".safetensors":
             raise InvalidInput(f"--out {self.out}: the name of weights ends in .safetensors")
+        _check_target(self.out)
         for name in ("members", "width", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}, expected 1 or more")
@@ -93,7 +95,7 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
     train, validation, test = (
         labelled_subset(examples.inputs, examples.targets, rows, device) for rows in (split.train, split.validation, split.test)
     )
-    state = request.out.with_suffix(".state")
+    state = _state_folder(request.out)
     with listener.stage("training", request.members * request.epochs, "epochs") as count:
 
         def on_epoch(_member: int, _record: EpochRecord) -> None:
@@ -120,16 +122,44 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
         return np.stack([predict(member.to(device), part.inputs).double().cpu().numpy() for member in shipped])
 
     if request.kind == "compositional":
-        knows = bool(np.isfinite(examples.columns[split.train, 1]).any())
+        knows = {str(name): bool(np.isfinite(examples.columns[split.train, i]).any()) for i, name in enumerate(TARGETS)}
         calibration = calibrate_formulas(answers(validation), examples.columns[split.validation])
-        card["schemes"] = [{"method": request.method, "decomposition_energy": knows, "calibration": calibration}]
+        card["schemes"] = [{"method": request.method, **knows, "calibration": calibration}]
     else:
         card["calibration"] = calibrate_crystals(answers(validation), examples.targets[split.validation])
     if len(split.test) > 1:
         card["metrics"] = measured(request.kind, examples, split, median_and_spread(answers(test))[0])
     written = save_ensemble(request.out, members, card)
-    shutil.rmtree(state, ignore_errors=True)
+    for i in range(request.members):
+        (state / f"member{i}.pt").unlink(missing_ok=True)
+    with suppress(OSError):  # a folder that holds something else stays
+        state.rmdir()
     return written
+
+
+def _state_folder(out: Path) -> Path:
+    return out.with_suffix(".state")
+
+
+def _check_target(out: Path) -> None:
+    """Refuse, before hours of training, a place where the weights or their card cannot go or would replace something else."""
+    if "{sha256}" in out.name:
+        raise InvalidInput(f"--out {out}: give a name without {{sha256}}")
+    if out.is_dir():
+        raise InvalidInput(f"--out {out}: is a folder; name a file in it")
+    if _state_folder(out).exists() and not _state_folder(out).is_dir():
+        raise InvalidInput(
+            f"--out {out}: {_state_folder(out)}, where an interrupted training is kept, is a file; choose another name"
+        )
+    card = out.with_suffix(".json")
+    if card.exists():
+        try:
+            read_card(out)
+        except InvalidCheckpoint:
+            raise InvalidInput(
+                f"--out {out}: {card}, where the card goes, is no card and would be lost; choose another name"
+            ) from None
+    require_writable(out)
 
 
 def read_examples(request: TrainRequest) -> Examples:

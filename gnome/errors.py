@@ -4,6 +4,7 @@
     ├── InvalidInput            a file, formula, filter or option that cannot be used
     │   └── InvalidCrystal      a crystal that fails a gate; `reason` is a stable code
     ├── InvalidCheckpoint       weights that are missing, truncated, altered or of another kind
+    ├── TrainingDiverged        a training whose errors were no numbers in any epoch
     ├── DatabaseUnavailable     the database cannot be opened, read or written
     ├── RoundBusy               another process holds the lease on the round
     └── EvaluatorUnavailable    the evaluator or one of its references is not there
@@ -31,6 +32,10 @@ class InvalidCrystal(InvalidInput):
 
 class InvalidCheckpoint(GnomeError):
     """A model file that must not be loaded."""
+
+
+class TrainingDiverged(GnomeError):
+    """A training that left nothing to keep."""
 
 
 class DatabaseUnavailable(GnomeError):

@@ -25,7 +25,10 @@ _FACTOR = re.compile(r"\s*(\d+(?:\.\d+)?)\s*", re.ASCII)
 _HYDRATE_WITH_POINT = re.compile(r"(?:[1-9]\d*|[A-Za-z)\]}])\s*\.\s*\d*\s*[(\[{]?\s*(?:H2O|OH2|D2O|NH3)")
 _OXIDATION_STATE = re.compile(r"\((?:I{1,3}|IV|VI{0,3})\)")
 _POINT_FIRST = re.compile(r"(?<![0-9])\.[0-9]")
-_TOKEN = re.compile(r"([A-Z][a-z]?)|([(\[{])|([)\]}])|(\d+(?:\.\d+)?)|(\s+(?!\d))", re.ASCII)
+_AMOUNT_WITH_POINT = re.compile(r"[A-Z][a-z]?[1-9]\d*\.\d+(?=[A-Z(\[{])")
+_SYMBOL = re.compile(r"[A-Z][a-z]?")
+_INNERMOST = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
+_TOKEN = re.compile(r"([A-Z][a-z]?)|([(\[{])|([)\]}])|(\d+(?:\.\d+)?)|([ \t]+(?!\d))", re.ASCII)
 _CLOSES: Final = {"(": ")", "[": "]", "{": "}"}
 MAX_FORMULA_LENGTH: Final = 200
 MAX_ATOMS: Final = 100_000
@@ -108,12 +111,31 @@ def _refuse_what_reads_two_ways(plain: str, text: str) -> None:
         raise InvalidInput(f"formula {text!r} may be a hydrate or have a fractional amount; write water as in CuSO4(H2O)5")
     if _POINT_FIRST.search(plain):
         raise InvalidInput(f"formula {text!r}: write a fraction as 0.5, and formulas side by side as CaO·2Al2O3")
+    for amount in _AMOUNT_WITH_POINT.finditer(plain):  # Al2O3.2SiO2, where Li1.5CoO2 is clear
+        before, after = (set(_SYMBOL.findall(part)) for part in (plain[: amount.end()], plain[amount.end() :]))
+        if before & after:
+            raise InvalidInput(
+                f"formula {text!r} may be two side by side or have a fractional amount; write Al2O3·2SiO2, or whole atoms"
+            )
     if found := _OXIDATION_STATE.search(plain):
         raise InvalidInput(f"formula {text!r}: {found.group()} reads as iodine or vanadium; leave oxidation states out")
 
 
+def _refuse_two_formulas(part: str, text: str) -> None:
+    """Spaces may stand between single elements or brackets, as in pymatgen's `Ba1 (N1 O3)2`, not between whole formulas."""
+    outside, inner = _INNERMOST.subn("Xx", part)  # a bracket counts as an element does
+    while inner:
+        outside, inner = _INNERMOST.subn("Xx", outside)
+    pieces = outside.split()
+    if len(pieces) > 1 and any(len(_SYMBOL.findall(piece)) > 1 for piece in pieces):
+        raise InvalidInput(
+            f"formula {text!r} reads as several with spaces between them; give one at a time, or leave the spaces out"
+        )
+
+
 def _amounts_of(part: str, text: str) -> dict[int, float]:
     """Read a formula without dots; `text` is what messages name."""
+    _refuse_two_formulas(part, text)
     stack: list[dict[int, float]] = [{}]
     expected: list[str] = []
     last: dict[int, float] = {}
@@ -133,6 +155,8 @@ def _amounts_of(part: str, text: str) -> dict[int, float]:
             if not expected or expected.pop() != closing:
                 raise InvalidInput(f"formula {text!r}: {closing} closes a bracket that was never opened")
             last = stack.pop()
+            if not last:
+                raise InvalidInput(f"formula {text!r}: a pair of brackets holds nothing")
     if len(stack) != 1:
         raise InvalidInput(f"formula {text!r}: a bracket is never closed")
     _add(stack[-1], last)

@@ -19,6 +19,7 @@ from gnome.graphs.crystal_graph import GraphBatch
 from gnome.graphs.harmonics import spherical_harmonics, sum_degrees
 from gnome.models.element_features import ELEMENT_FEATURES
 from gnome.models.graph_network import segment_sum
+from gnome.models.label_scale import check_label_scale
 from gnome.models.linear import at_least_fp32, make_linear
 
 AVERAGE_COORDINATION = 25.0
@@ -41,6 +42,9 @@ class AngularSettings:
     dropout: float = 0.0
     scale: float = 1.0
     shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_label_scale((self.scale,), (self.shift,))
 
 
 class AngularChannel(nn.Module):

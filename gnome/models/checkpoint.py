@@ -7,6 +7,7 @@ licences, method of the labels, split, metrics, and the sha256 of the weights.  
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.models.angular_network import AngularNetwork, AngularSettings
 from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
 from gnome.models.formula_graph import FormulaGraphNetwork, FormulaGraphSettings
+from gnome.models.label_scale import require_label_scale
 from gnome.models.structural import StructuralNetwork, StructuralSettings
 
 CARD_VERSION = 1
@@ -44,8 +46,9 @@ def make_network(kind: str, settings: Mapping[str, Any]) -> Network:
         raise InvalidCheckpoint(f"unknown kind of network {kind!r}; expected one of {', '.join(_KINDS)}")
     network, own_settings = _KINDS[kind]
     try:
+        require_label_scale(settings, {field.name for field in fields(own_settings)})
         made: Network = network(own_settings(**settings))
-    except (TypeError, InvalidInput) as error:
+    except (TypeError, OverflowError, InvalidInput) as error:
         raise InvalidCheckpoint(f"settings do not fit a {kind} network: {error}") from None
     return made
 
@@ -99,6 +102,8 @@ def load_ensemble(path: Path) -> tuple[list[Network], dict[str, Any]]:
     n_members = card["n_members"]
     if not isinstance(n_members, int) or n_members < 1:
         raise InvalidCheckpoint(f"{path.with_suffix('.json')}: n_members is {n_members!r}, expected 1 or more")
+    if (found := len({name.split(".", 1)[0] for name in tensors})) != n_members:
+        raise InvalidCheckpoint(f"{path}: holds {found} members, its card says {n_members}")
     members = []
     for i in range(n_members):
         try:
@@ -123,7 +128,7 @@ def read_card(path: Path) -> dict[str, Any]:
         card = json.loads(card_path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidCheckpoint(f"{card_path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no text, numbers or nesting beyond all measure
         raise InvalidCheckpoint(f"{card_path}: not a card ({error})") from None
     missing = {"kind", "settings", "n_members", "sha256", "method", "elements"} - set(card if isinstance(card, dict) else {})
     if missing:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from gnome.errors import InvalidInput
 from gnome.models.element_features import ELEMENT_FEATURES
 from gnome.models.formulas import FormulaBatch
+from gnome.models.label_scale import check_label_scale
 from gnome.models.linear import at_least_fp32, make_linear
 from gnome.quantities import Quantity
 from gnome.transformer.block import RMSNorm
@@ -60,8 +61,9 @@ class CompositionalSettings:
         n = len(TARGETS)
         if len(self.target_weights) != n or not all(0 <= x < math.inf for x in self.target_weights):
             raise InvalidInput(f"target_weights {self.target_weights}: expected {n}, none below 0")
-        if len(self.scales) != n or len(self.shifts) != n or not all(0 < x < math.inf for x in self.scales):
-            raise InvalidInput(f"scales {self.scales} and shifts {self.shifts}: expected {n} of each, the scales above 0")
+        if len(self.scales) != n or len(self.shifts) != n:
+            raise InvalidInput(f"scales {self.scales} and shifts {self.shifts}: expected {n} of each")
+        check_label_scale(self.scales, self.shifts)
 
 
 class FractionEncoding(nn.Module):

@@ -73,7 +73,8 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
         try:
             _ = loaded.calibration
         except (TypeError, ValueError) as error:
-            raise InvalidCheckpoint(f"{path.with_suffix('.json')}: its calibration cannot be read ({error})") from None
+            advice = "take the file anew, or train it with this version"
+            raise InvalidCheckpoint(f"{path.with_suffix('.json')}: its calibration cannot be read ({error}); {advice}") from None
         return loaded
 
     @property

@@ -17,6 +17,7 @@ from gnome.models.ensemble import Ensemble, load_kind, median_and_spread
 from gnome.models.formula_graph import FormulaGraphNetwork
 from gnome.models.formulas import PackedFormulas
 from gnome.models.linear import Precision, autocast
+from gnome.quantities import Quantity
 
 Array = NDArray[np.float64]
 FormulaNetwork = CompositionalNetwork | FormulaGraphNetwork
@@ -61,7 +62,8 @@ class CompositionalEnsemble(Ensemble[FormulaNetwork]):
         try:
             _ = loaded._calibrations
         except (AttributeError, TypeError, ValueError) as error:
-            raise InvalidCheckpoint(f"{path.with_suffix('.json')}: its calibration cannot be read ({error})") from None
+            advice = "take the file anew, or train it with this version"
+            raise InvalidCheckpoint(f"{path.with_suffix('.json')}: its calibration cannot be read ({error}); {advice}") from None
         return loaded
 
     @property
@@ -72,7 +74,7 @@ class CompositionalEnsemble(Ensemble[FormulaNetwork]):
     @property
     def stability_scheme(self) -> int:
         """Number of the first scheme with decomposition energies, else 0."""
-        known = self._knows_stability
+        known = self._knows(TARGETS[1])
         return known.index(True) if any(known) else 0
 
     def scheme_of(self, method: str) -> int:
@@ -81,9 +83,10 @@ class CompositionalEnsemble(Ensemble[FormulaNetwork]):
             raise InvalidInput(f"method {method!r}: the ensemble learnt {', '.join(self.schemes)}")
         return self.schemes.index(method)
 
-    @property
-    def _knows_stability(self) -> list[bool]:
-        return [bool(scheme.get("decomposition_energy")) for scheme in self.card.get("schemes", [])] or [False]
+    def _knows(self, target: Quantity) -> list[bool]:
+        """Whether each scheme had labels of a target; formation energies unless its card denies it, the other only where it says so."""
+        usual = target == TARGETS[0]
+        return [bool(scheme.get(str(target), usual)) for scheme in self.card.get("schemes", [])] or [usual]
 
     @cached_property
     def _calibrations(self) -> list[dict[str, ErrorCalibration | LogitCalibration]]:
@@ -94,7 +97,11 @@ class CompositionalEnsemble(Ensemble[FormulaNetwork]):
         ]
 
     def member_energies(self, compositions: Sequence[Mapping[int, float]]) -> Array:
-        """Predict eV/atom, shape (members, compositions)."""
+        """Predict eV/atom, shape (members, compositions); raises InvalidCheckpoint where it learnt no formation energies."""
+        if not self._knows(TARGETS[0])[0]:
+            raise InvalidCheckpoint(
+                f"the ensemble {self.model_id} learnt decomposition energies alone; formation energies are needed"
+            )
         return self.member_answers(PackedFormulas.from_compositions(compositions))[:, :, 0]
 
     def answers(self, compositions: Sequence[Mapping[int, float]], *, scheme: int | None = None) -> FormulaAnswers:
@@ -108,12 +115,14 @@ class CompositionalEnsemble(Ensemble[FormulaNetwork]):
         unknown = np.full(len(compositions), np.nan)
         decomposition, p_stable, uncertainties = unknown, unknown, [unknown, unknown]
         calibration = self._calibrations[scheme]
-        knows_stability = found.shape[2] > 1 and self._knows_stability[scheme]
-        for column, name in enumerate(TARGETS if knows_stability else TARGETS[:1]):
+        knows = [self._knows(target)[scheme] for target in TARGETS[: found.shape[2]]]
+        for column, (name, known) in enumerate(zip(TARGETS, knows, strict=False)):
             own = calibration.get(name)
-            if isinstance(own, ErrorCalibration):
+            if known and isinstance(own, ErrorCalibration):
                 uncertainties[column] = own.half_widths(error_widths(found, column))
-        if knows_stability:
+        if not knows[0]:
+            e_form, spread = unknown, unknown
+        if knows[1:] == [True]:
             decomposition = np.median(found[:, :, 1], axis=0)
             stable = calibration.get(STABLE)
             line = stable if isinstance(stable, LogitCalibration) else LogitCalibration(slope=1.0, intercept=0.0)

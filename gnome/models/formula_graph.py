@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gnome.crystals.elements import MAX_ATOMIC_NUMBER
 from gnome.models.formulas import FormulaBatch
 from gnome.models.graph_network import GraphNetworkBlock, State, Topology
+from gnome.models.label_scale import check_label_scale
 from gnome.models.linear import at_least_fp32
 
 
@@ -27,6 +28,9 @@ class FormulaGraphSettings:
     n_schemes: int = 1
     scale: float = 1.0
     shift: float = -1.6526496
+
+    def __post_init__(self) -> None:
+        check_label_scale((self.scale,), (self.shift,))
 
 
 class FormulaGraphNetwork(nn.Module):

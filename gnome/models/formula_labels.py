@@ -46,10 +46,14 @@ def read_labelled_formulas(paths: Sequence[Path]) -> LabelledFormulas:
 def _rows_of(path: Path) -> list[tuple[str, NDArray[np.float64]]]:
     try:
         names = pq.read_schema(path).names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InvalidInput(f"{path}: has several columns named {', '.join(twice)}; keep one")
         wanted = [str(name) for name in (Quantity.REDUCED_FORMULA, *TARGETS) if name in names]
         rows = pq.read_table(path, columns=wanted).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise InvalidInput(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+        raise InvalidInput(
+            f"{path}: cannot be read as Parquet, which training tables are ({str(error).splitlines()[0]})"
+        ) from None
     if "lattice" in names:
         crystals, _ = read_labelled_crystals([path])
         return [

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gnome.crystals.elements import MAX_ATOMIC_NUMBER
 from gnome.graphs.crystal_graph import GraphBatch
 from gnome.models.graph_network import GraphNetworkBlock, State, Topology
+from gnome.models.label_scale import check_label_scale
 from gnome.models.linear import at_least_fp32, make_linear
 
 GAUSSIAN_WIDTH = 0.5
@@ -30,6 +31,9 @@ class StructuralSettings:
     n_gaussians: int = 30
     scale: float = 1.0
     shift: float = -1.6526496
+
+    def __post_init__(self) -> None:
+        check_label_scale((self.scale,), (self.shift,))
 
 
 class StructuralNetwork(nn.Module):

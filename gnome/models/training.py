@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gnome.atomic_write import atomic_write
-from gnome.errors import InvalidCheckpoint, InvalidInput
+from gnome.errors import InvalidCheckpoint, InvalidInput, TrainingDiverged
 from gnome.fp8 import AdamW, convert_to_fp8, restore_linear
 from gnome.models.captured_step import CapturedStep
 from gnome.models.linear import Precision, autocast
@@ -251,9 +251,14 @@ class _Trainer:
                 self.save(self.run.state_path)
 
     def finish(self) -> None:
-        """Leave the best weights in the network, in FP32."""
+        """Leave the best weights in the network, in FP32; raises TrainingDiverged where no epoch had an error that is a number."""
         if self.stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        if len(self.run.validation.inputs) and self.history and not math.isfinite(self.best_mae):
+            raise TrainingDiverged(
+                f"training diverged: the validation error was a number in none of {self.epoch} epochs, at a learning rate of "
+                f"{self.settings.learning_rate:g}; lower it"
+            )
         self.network.load_state_dict(self.best_weights)
         if self.settings.precision == "fp8":
             restore_linear(self.network)

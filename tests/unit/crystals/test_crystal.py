@@ -9,7 +9,7 @@ from pymatgen.core import Composition, Lattice, Structure
 
 from gnome.crystals.convert import from_atoms, from_structure, to_atoms, to_structure
 from gnome.crystals.crystal import Crystal
-from gnome.crystals.formula import parse_formula, reduced_formula, split_bucket
+from gnome.crystals.formula import parse_amounts, parse_formula, reduced_formula, split_bucket
 from gnome.crystals.shards import read_shard, write_shard
 from gnome.errors import InvalidCrystal, InvalidInput
 
@@ -92,6 +92,20 @@ def test_hydrates_and_subscripts(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Ba1 (N1 O3)2", "Ba(NO3)2"),
+        ("[Co (N H3)6] Cl3", "Co(NH3)6Cl3"),
+        ("Li1.5CoO2", "Li1.5Co1O2"),
+        ("La1.85Sr0.15CuO4", "Sr0.15La1.85CuO4"),
+        ("(La0.5Sr0.5)(MnO3)0.5(TiO3)0.5", "La0.5Sr0.5Mn0.5Ti0.5O3"),
+    ],
+)
+def test_spaces_and_points_that_read_one_way_are_read(text: str, plain: str) -> None:
+    assert parse_amounts(text) == parse_amounts(plain)
+
+
+@pytest.mark.parametrize(
     ("text", "hint"),
     [
         ("CuSO4·", "one is missing"),
@@ -108,7 +122,13 @@ def test_hydrates_and_subscripts(text: str) -> None:
         ("Li.5CoO2", "write a fraction as 0.5"),
         ("Fe(III)2O3", "oxidation states"),
         ("Fe(OH]2", "never opened"),
-        ("NaCl 2", "cannot be read"),
+        ("NaCl 2", "several"),
+        ("K Cl 2", "cannot be read"),
+        ("Fe2O3 NaCl", "several"),
+        ("Fe2O3\u2028NaCl", "several"),
+        ("Fe\x0cO", "cannot be read"),
+        ("Al2O3.2SiO2", "side by side"),
+        ("Fe()O", "holds nothing"),
         ("Fe٣O", "cannot be read"),
     ],
 )

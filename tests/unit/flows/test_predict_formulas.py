@@ -31,7 +31,7 @@ def test_formulas_come_from_arguments_and_files_in_order(tmp_path: Path) -> None
         ("none.csv", None, "cannot be read"),
         ("other.csv", b"a,b\n1,2\n", "no column of formulas"),
         ("empty.csv", b"", "no column of formulas"),
-        ("latin.txt", b"Fe2O3\n\xff\xfe\n", "is no txt file"),
+        ("twice.csv", b"formula, Formula\nNaCl,KCl\n", "2 columns named formula"),
         ("broken.parquet", b"PAR1 nothing", "is no parquet file"),
         ("quote.csv", b'formula\n"Fe2O3\nNaCl\n', "is no csv file"),
         ("comma.csv", b"formula,e\nNaCl,1\nLi1,5CoO2,3\n", "line 3 has more cells"),
@@ -43,6 +43,12 @@ def test_files_that_hold_no_formulas(tmp_path: Path, name: str, content: bytes |
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidInput, match=complaint):
         texts(tmp_path / name)
+
+
+def test_what_one_cell_cannot_be_costs_its_row_alone(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"Fe2O3\n\xff\xfe\nNaCl\n")
+    (tmp_path / "long.csv").write_text(f"id, Formula \n1,{'C' * 200_000}\n2,NaCl\n")
+    assert [text[:5] for text in texts(tmp_path / "latin.txt", tmp_path / "long.csv")] == ["Fe2O3", "��", "NaCl", "CCCCC", "NaCl"]
 
 
 def test_every_formula_has_a_row_in_order(own_folder: Path) -> None:
@@ -124,3 +130,21 @@ def test_as_a_user_types_it(own_folder: Path, capsys: pytest.CaptureFixture[str]
         main(["predict", "--formula", "nothing.csv"])
     assert ended.value.code == 2
     assert "nothing.csv" in capsys.readouterr().err
+
+
+def test_what_no_formula_can_be_is_not_repeated_whole(own_folder: Path) -> None:
+    assert own_folder
+    row, other = predict_formulas(Settings(), ["C" * 1_000_000, "formulas/a.tsv"], model=None)
+    assert len(str(row)) < 1000
+    assert "1000000 characters" in row["refused"]
+    assert "no file of that name" in other["refused"]
+
+
+def test_a_file_without_formulas_is_said(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "none.txt").write_text("# nothing yet\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--formula", str(tmp_path / "none.txt"), "--json"])
+    assert not ended.value.code
+    out, err = capfd.readouterr()
+    assert json.loads(out) == []
+    assert "none.txt: no formulas" in err

@@ -16,7 +16,9 @@ from flows.settings import Settings
 from flows.training import TrainRequest, train_files
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard, write_shard
+from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.models.checkpoint import load_ensemble
+from gnome.models.formula_ensemble import CompositionalEnsemble
 from gnome.models.formula_labels import read_labelled_formulas
 from gnome.shipped import shipped_data
 
@@ -129,11 +131,19 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
         (["--precision", "fp7"], "precision 'fp7'"),
         (["--epochs", "0"], "epochs is 0"),
         (["--out", "weights.pkl"], "ends in .safetensors"),
+        (["--out", "mine-{sha256}.safetensors"], "without {sha256}"),
+        (["--out", "folder.safetensors"], "is a folder"),
+        (["--out", "notes.safetensors"], "notes.json, where the card goes, is no card"),
+        (["--out", "notes.json/mine.safetensors"], "no folder that can be written"),
+        (["--out", "plain.safetensors"], "plain.state, where an interrupted training is kept, is a file"),
     ],
 )
 def test_training_that_cannot_be_is_refused(
     shard: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
+    Path("folder.safetensors").mkdir()
+    Path("notes.json").write_text("[]")
+    Path("plain.state").touch()
     with pytest.raises(SystemExit) as ended:
         main(["train", "structural", str(shard), "--method", "m", *arguments])
     assert ended.value.code == 2
@@ -204,6 +214,33 @@ def test_formulas_are_trained_on_both_energies(run: Run) -> None:
     rows = run("predict", "--formula", "NaCl", "Na2Cl2", "--model", "mine.safetensors", "--json")
     assert rows[0]["decomposition_energy"] == pytest.approx(rows[1]["decomposition_energy"], abs=1e-6)
     assert 0 < rows[0]["p_stable"] < 1
+
+
+def test_what_was_not_learnt_is_not_answered(run: Run) -> None:
+    """And what lies beside the weights stays."""
+    table = table_of_formulas(Path("formulas.parquet"), e_form_per_atom=[None] * 1000, decomposition_energy=[0.1, -0.1] * 500)
+    Path("mine.state").mkdir()
+    Path("mine.state/notes").touch()
+    run("train", "compositional", table, "--out", "mine.safetensors", *SMALL, "--json")
+    assert [path.name for path in Path("mine.state").iterdir()] == ["notes"]
+    (row,) = run("predict", "--formula", "NaCl", "--model", "mine.safetensors", "--json")
+    assert row["e_form_per_atom"] is row["spread"] is row["e_form_uncertainty"] is None
+    assert row["decomposition_energy"] is not None
+    ensemble = CompositionalEnsemble.load(Path("mine.safetensors"))
+    with pytest.raises(InvalidCheckpoint, match="decomposition energies alone"):
+        ensemble.member_energies([{11: 1, 17: 1}])
+
+
+def test_tables_with_a_column_twice_or_of_another_format_are_refused() -> None:
+    twice = pa.table([["NaCl"], [-1.0], [-2.0]], names=["reduced_formula", "e_form_per_atom", "e_form_per_atom"])
+    pq.write_table(twice, "twice.parquet")
+    Path("table.csv").write_text("reduced_formula,e_form_per_atom\nNaCl,-1\n")
+    for name, words in (
+        ("twice.parquet", "several columns named e_form_per_atom"),
+        ("table.csv", "Parquet, which training tables are"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            read_labelled_formulas([Path(name)])
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,14 @@ def test_a_file_with_one_changed_byte_is_refused(saved: Path) -> None:
     ("change", "complaint"),
     [
         ({"settings": {"width": 16, "colour": 1}}, "do not fit"),
-        ({"settings": {"width": 32, "steps": 2}}, "does not fit its settings"),
+        ({"settings": {"width": 32, "steps": 2, "scale": 1.0, "shift": 0.0}}, "does not fit its settings"),
         ({"kind": "crystal ball"}, "unknown kind"),
         ({"card_version": 99}, "card version"),
+        ({"n_members": 1}, "holds 3 members"),
+        ({"settings": {"width": 16, "steps": 2}}, "scale, shift must be named"),
+        ({"settings": {"width": 16, "steps": 2, "scale": 1e300, "shift": 0.0}}, "scales"),
+        ({"settings": {"width": 16, "steps": 2, "scale": 1.0, "shift": float("nan")}}, "scales"),
+        ({"settings": {"width": 16, "steps": 2, "scale": 10**400, "shift": 0.0}}, "do not fit"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(saved: Path, change: dict[str, object], complaint: str) -> None:
@@ -111,9 +116,10 @@ def test_a_card_that_does_not_fit_is_refused(saved: Path, change: dict[str, obje
 def test_missing_and_foreign_files_are_refused(tmp_path: Path, saved: Path) -> None:
     with pytest.raises(InvalidCheckpoint, match="cannot be read"):
         load_ensemble(tmp_path / "nothing.safetensors")
-    saved.with_suffix(".json").write_text("not json")
-    with pytest.raises(InvalidCheckpoint, match="not a card"):
-        load_ensemble(saved)
+    for text in ("not json", "[" * 100_000, "9" * 5000):
+        saved.with_suffix(".json").write_text(text)
+        with pytest.raises(InvalidCheckpoint, match="not a card"):
+            load_ensemble(saved)
 
 
 def test_weights_of_another_kind_are_refused(saved: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from small_networks import small_network
 from torch import nn
 
-from gnome.errors import InvalidCheckpoint
+from gnome.errors import InvalidCheckpoint, TrainingDiverged
 from gnome.models.training import Labelled, TrainSettings, epoch_batches, fit, predict
 
 SETTINGS = TrainSettings(epochs=6, batch_size=16, learning_rate=3e-3, seed=1, volume_jitter=0.05, save_every=2)
@@ -73,6 +73,11 @@ def test_the_best_validation_epoch_wins(labelled: Labelled) -> None:
     history = fit(network, labelled, labelled, replace(SETTINGS, learning_rate=0.03))
     reached = float((predict(network, labelled.inputs) - labelled.targets).abs().mean())
     assert reached == pytest.approx(min(record.validation_mae for record in history), rel=1e-4)
+
+
+def test_training_that_diverges_says_so(labelled: Labelled) -> None:
+    with pytest.raises(TrainingDiverged, match=r"learning rate of 1e\+30; lower it"):
+        fit(small_network(), labelled, labelled, TrainSettings(epochs=2, batch_size=16, learning_rate=1e30))
 
 
 def test_a_state_of_another_run_or_a_damaged_one_is_refused(labelled: Labelled, tmp_path: Path) -> None:
