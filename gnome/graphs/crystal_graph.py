@@ -94,6 +94,14 @@ class GraphBatch:
             return replace(self, vectors=self.vectors * factors[self.edge_graph, None])
         return replace(self, vectors=self.vectors * volume_factor ** (1 / 3))
 
+    def displaced(self, displacements: Tensor) -> Self:
+        """Move atoms by (N, 3), angstrom, with the neighbours kept."""
+        return replace(self, vectors=self.vectors + displacements[self.receivers] - displacements[self.senders])
+
+    def strained(self, strains: Tensor) -> Self:
+        """Deform each crystal by 1 + strain (B, 3, 3), symmetric or not, with the neighbours kept."""
+        return replace(self, vectors=self.vectors + torch.einsum("ei,eij->ej", self.vectors, strains[self.edge_graph]))
+
 
 @dataclass(frozen=True)
 class Capacity:

@@ -35,6 +35,8 @@ class TrainSettings:
     `warm_up`: part of the steps over which the learning rate rises from zero.  `ema_decay`: what validation sees, and what is kept, are
     the weights averaged with this decay a step, (1 + steps) / (10 + steps) while that is less; none when 0.
     `volume_jitter`: in training each structure's volume is multiplied by a factor drawn evenly from 1 - jitter to 1 + jitter.
+    `position_jitter`: in training atoms are moved by normal numbers of that deviation, angstrom, in each direction.
+    `strain_jitter`: in training each cell is deformed by a symmetric strain of normal numbers of that deviation.
     `fraction_jitter`: in training each amount of a formula is multiplied by exp(jitter times a normal number).
     `precision` "fp8": FP8 products, FP16 master weights, and gradients and moments in eight bits while training (docs/fp8.md); the
     trained network is FP32 again.  `eval_batch_size` affects speed only.
@@ -48,6 +50,8 @@ class TrainSettings:
     warm_up: float = 0.0
     ema_decay: float = 0.0
     volume_jitter: float = 0.0
+    position_jitter: float = 0.0
+    strain_jitter: float = 0.0
     fraction_jitter: float = 0.0
     seed: int = 0
     precision: Precision = "fp32"
@@ -314,6 +318,16 @@ class _Trainer:
             drawn.append(settings.fraction_jitter * torch.randn(shape, generator=generator, device=self.device))
         return drawn
 
+    def _deformed(self, batch: Any) -> Any:
+        """Deform cells and move atoms, by numbers that the run and the step decide."""
+        settings = self.settings
+        if settings.strain_jitter:
+            strains = torch.randn(len(batch.n_node), 3, 3, device=self.device) * settings.strain_jitter
+            batch = batch.strained((strains + strains.transpose(1, 2)) / 2)
+        if settings.position_jitter:
+            batch = batch.displaced(torch.randn(len(batch.atomic_numbers), 3, device=self.device) * settings.position_jitter)
+        return batch
+
     def _step(self, rows: Tensor, *jitter: Tensor, fixed: bool = False) -> Tensor:
         """Take one optimizer step, on a batch of fixed shape or as it comes; returns the summed absolute error."""
         settings, left = self.settings, list(jitter)
@@ -322,6 +336,7 @@ class _Trainer:
             batch = batch.scaled(left.pop(0))
         if settings.fraction_jitter:
             batch = batch.jittered(left.pop(0))
+        batch = self._deformed(batch)
         with autocast(settings.precision, self.device):
             predicted = (self.forward if fixed or self.fixed is None else self.network)(batch)[: len(rows)]
         loss, error = self.objective(predicted, self.run.train.targets[rows])

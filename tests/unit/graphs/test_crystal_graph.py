@@ -137,6 +137,22 @@ def test_packs_join_to_the_pack_of_all() -> None:
         assert torch.equal(getattr(whole, name), getattr(joined, name)), name
 
 
+def test_deforming_a_batch_is_building_it_from_deformed_crystals_where_neighbours_stay() -> None:
+    crystals = [random_crystal(seed, 3) for seed in (1, 2)]
+    rng = np.random.default_rng(0)
+    strains, moves = rng.normal(0, 0.02, (2, 3, 3)), rng.normal(0, 0.02, (6, 3))
+    pack = PackedGraphs.from_crystals(crystals, CUTOFF)
+    batch = pack.batch(torch.arange(2)).strained(torch.from_numpy(strains).float()).displaced(torch.from_numpy(moves).float())
+    for i, crystal in enumerate(crystals):
+        lattice = crystal.lattice @ (np.eye(3) + strains[i])
+        positions = crystal.frac_coords @ lattice + moves[3 * i : 3 * i + 3]
+        graph = build_graph(crystal, CUTOFF)
+        expected = positions[graph.receivers] + graph.cell_shift @ lattice - positions[graph.senders]
+        found = batch.vectors[batch.edge_graph == i]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    torch.testing.assert_close(batch.vectors[batch.reverse], -batch.vectors)
+
+
 def test_scaling_a_batch_is_building_it_from_scaled_crystals_where_neighbours_stay() -> None:
     crystal = random_crystal(1, 2)
     scaled = build_graph(crystal.scaled(1.1), CUTOFF * 1.1 ** (1 / 3))

@@ -12,7 +12,16 @@ from torch import nn
 from gnome.errors import InvalidCheckpoint, TrainingDiverged
 from gnome.models.training import Labelled, TrainSettings, epoch_batches, fit, predict
 
-SETTINGS = TrainSettings(epochs=6, batch_size=16, learning_rate=3e-3, seed=1, volume_jitter=0.05, save_every=2)
+SETTINGS = TrainSettings(
+    epochs=6,
+    batch_size=16,
+    learning_rate=3e-3,
+    seed=1,
+    volume_jitter=0.05,
+    position_jitter=0.03,
+    strain_jitter=0.02,
+    save_every=2,
+)
 
 
 def weights_equal(a: nn.Module, b: nn.Module) -> bool:
