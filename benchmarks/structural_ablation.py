@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cgcnn_like import CGCNN, CGCNNSettings
 from gpu_timing import conditions, print_table
 from training_runs import Prepared, Row, train_jobs
 
@@ -33,7 +34,8 @@ from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, Run, TrainSettings, predict
 from gnome.quantities import Quantity
 
-NETWORKS = {"gnome": StructuralSettings(), "angular": AngularSettings()}
+Shape = StructuralSettings | AngularSettings | CGCNNSettings
+NETWORKS: dict[str, Shape] = {"gnome": StructuralSettings(), "angular": AngularSettings(), "cgcnn": CGCNNSettings()}
 TRAIN = TrainSettings(
     batch_size=512, learning_rate=1e-3, weight_decay=0.01, warm_up=0.05, ema_decay=0.999, volume_jitter=0.1, precision="bf16"
 )
@@ -49,7 +51,7 @@ class Job:
     folder: Path
 
     @property
-    def settings(self) -> tuple[StructuralSettings | AngularSettings, TrainSettings]:
+    def settings(self) -> tuple[Shape, TrainSettings]:
         """The network's settings and how it is trained."""
         name, *words = self.arm.split()
         given = {key: literal_eval(value) for key, value in (word.split("=") for word in words)}
@@ -93,7 +95,8 @@ def prepare(job: Job, device: str) -> Prepared:
     targets = labels.pop("targets")
     own = targets[labels["train"]]
     torch.manual_seed(job.seed)
-    network = untrained(replace(shape, scale=float(own.std()), shift=float(own.mean()))).to(device)
+    shape = replace(shape, scale=float(own.std()), shift=float(own.mean()))
+    network = (CGCNN(shape) if isinstance(shape, CGCNNSettings) else untrained(shape)).to(device)
     parts = {
         name: labelled_subset(read_graphs(job.folder, shape.cutoff, device), targets, rows, device)
         for name, rows in labels.items()

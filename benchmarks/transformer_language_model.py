@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from gpt_training import BETAS, CLIP, WEIGHT_DECAY, Text, sequences, window_starts
-from gpu_timing import conditions, print_table, time_in_turns, write_row
+from gpu_timing import conditions, print_table, profile, time_in_turns, write_row
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -211,21 +211,9 @@ def speed(options: argparse.Namespace) -> None:
             write_row("transformer_speed", size=options.size, what=what, block=block, ms=timing.median, ratio=ratio)
     if options.profile:
         for block, own in made.items():
-            print_kernels(block, lambda own=own: take_step(*own, batch, 1e-4))
+            profile(lambda own=own: take_step(*own, batch, 1e-4), block)
     print(f"\n{options.size}, {n} x {size['context']} tokens")
     print_table(("", "block", "ms", "tokens/s", "beside pre-LN", "peak GB, all blocks"), rows)
-
-
-def print_kernels(block: str, step: Callable[[], None], most: int = 20) -> None:
-    """Print the time of the kernels of a step, ms, the longest of them by name."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        step()
-        torch.cuda.synchronize()
-    kernels = sorted(profiler.key_averages(), key=lambda event: -event.device_time_total)
-    total = sum(event.device_time_total for event in kernels)
-    print(f"\n{block}: kernels of one step, {total / 1e3:.1f} ms")
-    rows = [(f"{event.device_time_total / 1e3:.2f}", event.count, event.key[:90]) for event in kernels[:most]]
-    print_table(("ms", "calls", "kernel"), rows)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from gnome.fp8.kernels.availability import use_kernels
 from gnome.fp8.linear import fp8_available
 from gnome.fp8.scaled_tensor import Granularity, ScaledTensor
 
-Precision = Literal["bf16", "fp8"]
+Precision = Literal["fp32", "bf16", "fp8"]
 
 KERNEL_WIDTHS = (64, 128, 256)
 
@@ -127,15 +127,16 @@ def _offsets(index: Tensor, n_nodes: int) -> Tensor:
 class EdgeBlock(nn.Module):
     """Edge update and the sum of edges that each node receives; see the module's text.
 
-    Parameters are FP32.  The kernels work on BF16 edges; others are cast, and new edges come back as edges came in.
+    Parameters are FP32.  The kernels work on BF16 edges; others are cast, and new edges come back as edges came in.  `precision` "fp32"
+    takes torch code, in the edges' own precision.  It may be changed at any time.
     """
 
     def __init__(
         self, width: int, precision: Precision = "bf16", *, settings: EdgeSettings | None = None, eps: float = 1e-5
     ) -> None:
         super().__init__()
-        if precision not in ("bf16", "fp8"):
-            raise ValueError(f"precision is {precision!r}, expected 'bf16' or 'fp8'")
+        if precision not in ("fp32", "bf16", "fp8"):
+            raise ValueError(f"precision is {precision!r}, expected 'fp32', 'bf16' or 'fp8'")
         self.width = width
         self.precision = precision
         self.settings = EdgeSettings.of(width) if settings is None else settings
@@ -194,7 +195,7 @@ class EdgeBlock(nn.Module):
             )
 
     def _has_kernels(self, device: torch.device) -> bool:
-        return self.width in KERNEL_WIDTHS and use_kernels(device)
+        return self.precision != "fp32" and self.width in KERNEL_WIDTHS and use_kernels(device)
 
     def _torch_forward(self, nodes: Tensor, edges: Tensor, senders: Tensor, receivers: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the block by plain torch code."""
@@ -217,7 +218,7 @@ class EdgeBlock(nn.Module):
 
     def _rounded(self, x: Tensor, granularity: Granularity) -> Tensor:
         """Round as FP8 would, passing gradients through; in BF16 leave x alone."""
-        if self.precision == "bf16":
+        if self.precision != "fp8":
             return x
         return x + (ScaledTensor.quantize(x.detach(), E4M3, granularity).dequantize(x.dtype) - x.detach())
 

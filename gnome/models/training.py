@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from gnome.atomic_write import atomic_write
 from gnome.errors import InvalidCheckpoint, InvalidInput, TrainingDiverged
 from gnome.fp8 import AdamW, convert_to_fp8, restore_linear
+from gnome.fp8.edge_block import EdgeBlock
 from gnome.models.captured_step import CapturedStep
 from gnome.models.linear import Precision, autocast
 
@@ -204,6 +205,7 @@ class _Trainer:
         fixed_shapes = getattr(self.network, "fixed_shapes", False) and self.stream is not None
         self.fixed = run.train.inputs.fixed(self.settings.batch_size) if fixed_shapes else None
         fp8 = self.settings.precision == "fp8"
+        _set_edge_precision(self.network, self.settings.precision)
         if fp8:
             convert_to_fp8(self.network, weights="fp16")
         self.forward = torch.compile(self.network, dynamic=self.fixed is None) if compile_network else self.network
@@ -264,6 +266,7 @@ class _Trainer:
                 f"{self.settings.learning_rate:g}; lower it"
             )
         self.network.load_state_dict(self.best_weights)
+        _set_edge_precision(self.network, "bf16")
         if self.settings.precision == "fp8":
             restore_linear(self.network)
 
@@ -411,6 +414,12 @@ class _Trainer:
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, UnpicklingError) as error:
             reason = str(error).split("\n", 1)[0][:200]
             raise InvalidCheckpoint(f"{path} cannot be resumed ({reason}); delete it to start anew") from error
+
+
+def _set_edge_precision(network: nn.Module, precision: Precision) -> None:
+    for module in network.modules():
+        if isinstance(module, EdgeBlock):
+            module.precision = precision
 
 
 def _copy_of(network: nn.Module) -> dict[str, Tensor]:

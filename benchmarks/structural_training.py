@@ -1,0 +1,136 @@
+"""How fast structural networks train on one GPU: fused edge blocks in BF16 and FP8, blocks as usually written, and a CGCNN.
+
+    python data/prepare_training.py ../shared/data SHARDS
+    python benchmarks/structural_training.py SHARDS/structures.parquet [--rows 40000] [--arms ...]
+
+Every arm trains whole epochs of the same crystals by `gnome.models.training.fit`: choosing batches, jitter and averages of weights
+included, validation left out.  The first epoch, in which code is compiled and CUDA graphs are captured, is not counted.  `busy` is the time
+that kernels take in an epoch, by torch's profiler, over the time of the epoch without it; kernels that overlap count both.
+Goals on one H200: FP8 fused >= 1.3 times BF16 fused, and that >= 3 times BF16 unfused; busy >= 90 %.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from cgcnn_like import CGCNN, CGCNNSettings
+from edge_graph import UnfusedEdgeBlock
+from gpu_timing import conditions, print_table, write_row
+from torch import Tensor, nn
+
+from gnome.crystals.shards import read_shard
+from gnome.fp8 import EdgeOrder
+from gnome.models.angular_network import AngularNetwork, AngularSettings
+from gnome.models.datasets import pack_crystals
+from gnome.models.training import Labelled, TrainSettings, fit
+from gnome.quantities import Quantity
+
+TRAIN = TrainSettings(batch_size=512, learning_rate=1e-3, volume_jitter=0.1, precision="bf16")
+
+
+class PlainEdgeBlock(UnfusedEdgeBlock):
+    """The block as usually written, called as ours is."""
+
+    def forward(
+        self, nodes: Tensor, edges: Tensor, senders: Tensor, receivers: Tensor, order: EdgeOrder | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return new edges and their sums by receiver."""
+        del order  # of no use here
+        return super().forward(nodes, edges, senders, receivers)
+
+
+def unfused(network: AngularNetwork) -> AngularNetwork:
+    """Replace the edge blocks; such a network is launched kernel by kernel."""
+    for i, block in enumerate(network.edge_blocks):
+        network.edge_blocks[i] = PlainEdgeBlock(block.norm_weight.numel())
+    network.fixed_shapes = False
+    return network
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A network, how it is trained, and whether it is compiled."""
+
+    make: Callable[[], nn.Module]
+    settings: TrainSettings = TRAIN
+    compiled: bool = False
+
+
+def arms(width: int, channels: int) -> dict[str, Arm]:
+    ours = AngularSettings(width=width, channels=channels)
+    fused = partial(AngularNetwork, ours)
+    averaged = replace(TRAIN, ema_decay=0.999)
+    return {
+        "BF16 unfused": Arm(lambda: unfused(fused())),
+        "BF16 unfused, compiled": Arm(lambda: unfused(fused()), compiled=True),
+        "BF16 fused": Arm(fused),
+        "BF16 fused, compiled": Arm(fused, compiled=True),
+        "BF16 fused, compiled, averaged": Arm(fused, averaged, compiled=True),
+        "FP8 fused": Arm(fused, replace(TRAIN, precision="fp8")),
+        "FP8 fused, compiled": Arm(fused, replace(TRAIN, precision="fp8"), compiled=True),
+        "CGCNN of PyG": Arm(lambda: CGCNN(CGCNNSettings(cutoff=ours.cutoff))),
+    }
+
+
+def measure(arm: Arm, data: Labelled, nothing: Labelled, epochs: int, device: torch.device) -> tuple[float, float, float]:
+    """Seconds of the fastest epoch, part of it that kernels take, and the largest memory, bytes."""
+    torch.manual_seed(0)
+    network = arm.make().to(device)
+    ends: list[float] = []
+    kernels: list[float] = []
+    cuda = device.type == "cuda"
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) if cuda else None
+
+    def on_epoch(record: Any) -> None:
+        if cuda:
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+        if profiler is not None and record.epoch == epochs - 1:
+            profiler.start()
+        if profiler is not None and record.epoch == epochs:
+            profiler.stop()
+            kernels.append(sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6)
+
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    fit(network, data, nothing, replace(arm.settings, epochs=epochs), on_epoch=on_epoch, compile_network=arm.compiled)
+    seconds = min(end - start for start, end in pairwise(ends[:-1]))  # the last is profiled
+    peak = torch.cuda.max_memory_allocated() if cuda else 0
+    return seconds, kernels[0] / seconds if kernels else float("nan"), float(peak)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("structures", type=Path)
+    parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument("--epochs", type=int, default=5, help="the first is not timed, the last is profiled")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--arms", nargs="+")
+    options = parser.parse_args()
+    print(conditions())
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    crystals, columns, _ = read_shard(options.structures)
+    crystals, labels = crystals[: options.rows], columns[Quantity.E_FORM_PER_ATOM][: options.rows]
+    pack = pack_crystals(crystals, AngularSettings().cutoff, workers=8 if device.type == "cuda" else 2)
+    data = Labelled(pack.to(device), torch.tensor(labels, dtype=torch.float32, device=device))
+    nothing = Labelled(pack_crystals([], 5.0).to(device), torch.zeros(0, device=device))
+    print(f"{len(pack):,} crystals, {int(pack.edge_start[-1]):,} edges")
+    found, rows = arms(options.width, options.channels), []
+    for name in options.arms or found:
+        seconds, busy, peak = measure(found[name], data, nothing, options.epochs, device)
+        rows.append((name, seconds * 1e3 / -(-len(pack) // TRAIN.batch_size), f"{len(pack) / seconds:,.0f}", busy, peak / 1e9))
+        write_row("structural_training", arm=name, width=options.width, crystals_per_second=len(pack) / seconds, busy=busy)
+        print(rows[-1], flush=True)
+    print_table(("arm", "ms a step", "crystals a second", "busy", "peak GB"), rows)
+
+
+if __name__ == "__main__":
+    main()
