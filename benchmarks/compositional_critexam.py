@@ -17,8 +17,7 @@ import argparse
 import json
 import os
 import statistics
-from ast import literal_eval
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from gnome.models.datasets import TRAIN_BUCKETS, VALIDATION_BUCKETS
 from gnome.models.formula_graph import FormulaGraphSettings
 from gnome.models.formulas import PackedFormulas
 from gnome.models.metrics import auc, best_threshold, f1
-from gnome.models.recipes import FORMULA_NETWORK, FORMULA_TRAIN, NetworkSettings, untrained
+from gnome.models.recipes import FORMULA_NETWORK, FORMULA_TRAIN, NetworkSettings, untrained, varied
 from gnome.models.training import EpochRecord, Labelled, Run, TrainSettings, predict
 from gnome.quantities import Quantity
 
@@ -74,11 +73,7 @@ class Job:
     @property
     def settings(self) -> tuple[NetworkSettings, TrainSettings]:
         """The network's settings and how it is trained."""
-        network, train = ARMS[self.name], replace(TRAIN, seed=self.seed)
-        given = {name: literal_eval(value) for name, value in (word.split("=") for word in self.arm.split()[1:])}
-        of_training = {field.name for field in fields(TrainSettings)}
-        train = replace(train, **{name: value for name, value in given.items() if name in of_training})
-        return replace(network, **{name: value for name, value in given.items() if name not in of_training}), train
+        return varied(ARMS[self.name], replace(TRAIN, seed=self.seed), self.arm.split()[1:])
 
 
 @lru_cache

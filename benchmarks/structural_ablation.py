@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import tempfile
-from ast import literal_eval
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,16 +28,14 @@ from gnome.crystals.shards import read_shard
 from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.angular_network import AngularSettings
 from gnome.models.datasets import labelled_subset, pack_crystals, split_by_formula
-from gnome.models.recipes import untrained
+from gnome.models.recipes import STRUCTURE_TRAIN, untrained, varied
 from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, Run, TrainSettings, predict
 from gnome.quantities import Quantity
 
 Shape = StructuralSettings | AngularSettings | CGCNNSettings
 NETWORKS: dict[str, Shape] = {"gnome": StructuralSettings(), "angular": AngularSettings(), "cgcnn": CGCNNSettings()}
-TRAIN = TrainSettings(
-    batch_size=512, learning_rate=1e-3, weight_decay=0.01, warm_up=0.05, ema_decay=0.999, volume_jitter=0.1, precision="bf16"
-)
+TRAIN = replace(STRUCTURE_TRAIN, precision="bf16")
 
 
 @dataclass(frozen=True)
@@ -54,11 +51,7 @@ class Job:
     def settings(self) -> tuple[Shape, TrainSettings]:
         """The network's settings and how it is trained."""
         name, *words = self.arm.split()
-        given = {key: literal_eval(value) for key, value in (word.split("=") for word in words)}
-        of_training = {field.name for field in fields(TrainSettings)}
-        train = replace(TRAIN, seed=self.seed, epochs=self.epochs)
-        train = replace(train, **{key: value for key, value in given.items() if key in of_training})
-        return replace(NETWORKS[name], **{key: value for key, value in given.items() if key not in of_training}), train
+        return varied(NETWORKS[name], replace(TRAIN, seed=self.seed, epochs=self.epochs), words)
 
 
 def write_parts(path: Path, folder: Path, cutoffs: set[float], rows: int | None, workers: int) -> None:

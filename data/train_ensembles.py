@@ -34,12 +34,22 @@ from gnome.models.ensemble import calibrate_crystals, median_and_spread
 from gnome.models.formula_ensemble import STABLE, calibrate_formulas
 from gnome.models.formulas import PackedFormulas
 from gnome.models.metrics import atomic_fractions, fit_linear_model, score
-from gnome.models.recipes import FORMULA_NETWORK, FORMULA_TRAIN, EnsembleSettings, train_members, untrained
+from gnome.models.recipes import (
+    FORMULA_NETWORK,
+    FORMULA_TRAIN,
+    STRUCTURE_NETWORK,
+    STRUCTURE_TRAIN,
+    EnsembleSettings,
+    train_members,
+    untrained,
+    varied,
+)
 from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, TrainSettings, predict
 from gnome.quantities import Quantity
 
 METHOD = "pbe-mp2020"
+STRUCTURES = {"angular": STRUCTURE_NETWORK, "gnome": StructuralSettings()}
 LICENCES = [
     "WBM: CC BY 4.0 (Wang, Botti, Marques, npj Comput. Mater. 7, 12 (2021))",
     "Materials Project: CC BY 4.0 (Jain et al. 2013)",
@@ -223,8 +233,9 @@ def read_formulas(shards: Path) -> Formulas:
     return Formulas(pack, joined[list(TARGETS)].to_numpy(dtype=np.float64), split, reported)
 
 
-def train_compositional(structures: Structures, train: TrainSettings, options: argparse.Namespace) -> None:
+def train_compositional(structures: Structures, options: argparse.Namespace) -> None:
     """Train the formula ensemble and write it with its card."""
+    averaged = 0.0 if options.precision == "fp8" else FORMULA_TRAIN.ema_decay
     formulas = read_formulas(options.shards)
     targets, split = formulas.targets, formulas.split
     own = targets[split.train]
@@ -239,8 +250,8 @@ def train_compositional(structures: Structures, train: TrainSettings, options: a
         train=replace(
             FORMULA_TRAIN,
             epochs=options.formula_epochs,
-            precision=train.precision,
-            ema_decay=0.0 if train.precision == "fp8" else FORMULA_TRAIN.ema_decay,
+            precision=options.precision,
+            ema_decay=averaged,
         ),
         members=options.formula_members,
     )  # fmt: skip
@@ -294,15 +305,15 @@ def ship_compositional(
     write_card(path, members, {**card, "metrics": metrics, "calibration_checked": checked})
 
 
-def train_structural(structures: Structures, train: TrainSettings, options: argparse.Namespace) -> None:
+def train_structural(structures: Structures, options: argparse.Namespace) -> None:
     """Train the structure ensemble and write it with its card."""
-    settings = EnsembleSettings(
-        network=StructuralSettings(width=options.width, steps=options.steps, cutoff=options.cutoff, **structures.shape),
-        train=train,
-        members=options.members,
-    )
+    name, *changes = options.structure
+    averaged = 0.0 if options.precision == "fp8" else STRUCTURE_TRAIN.ema_decay
+    train = replace(STRUCTURE_TRAIN, precision=options.precision, ema_decay=averaged)
+    network, train = varied(STRUCTURES[name], train, changes)
+    settings = EnsembleSettings(network=replace(network, **structures.shape), train=train, members=options.members)
     begin = time.perf_counter()
-    pack = pack_crystals(structures.crystals, options.cutoff, workers=options.workers)
+    pack = pack_crystals(structures.crystals, network.cutoff, workers=options.workers)
     log(f"graphs: {len(pack.senders):,} edges in {time.perf_counter() - begin:.0f} s")
     split, targets = structures.split, structures.targets
     members = train_all("structural", settings, (pack, targets, split.train, split.validation), options)
@@ -310,6 +321,7 @@ def train_structural(structures: Structures, train: TrainSettings, options: argp
     save_ensemble(path, members, structures.card)
     held = labelled_subset(pack, targets, split.validation, options.device)
     card = structures.card | {
+        "training": asdict(train),
         "calibration": calibrate_crystals(member_answers(path, held.inputs, options.device), targets[split.validation]),
         "calibrated_on": "the validation part",
     }
@@ -338,18 +350,16 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("shards", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--kinds", nargs="+", default=["compositional", "structural"])
-    parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--members", type=int, default=10)
     parser.add_argument(
-        "--width", type=int, default=128, help="of structure networks, as all options without formula in their name"
+        "--structure",
+        nargs="+",
+        default=["angular"],
+        metavar="WORD",
+        help="angular or gnome, and changes, such as width=128 epochs=60",
     )
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--cutoff", type=float, default=4.0)
-    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--formula-epochs", type=int, default=FORMULA_TRAIN.epochs)
     parser.add_argument("--formula-members", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--learning-rate", type=float, default=5.55e-4)
-    parser.add_argument("--volume-jitter", type=float, default=0.1)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--rows", type=int, default=None, help="use only the first rows, for a trial")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -361,17 +371,10 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     """Train, measure on the test buckets, and write the ensembles with their cards."""
     options = read_options()
-    settings = TrainSettings(
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        volume_jitter=options.volume_jitter,
-        precision=options.precision,
-    )
     structures = read_structures(options)
     for kind, train in (("compositional", train_compositional), ("structural", train_structural)):
         if kind in options.kinds:
-            train(structures, settings, options)
+            train(structures, options)
 
 
 if __name__ == "__main__":

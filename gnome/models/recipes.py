@@ -1,11 +1,14 @@
 """Whole runs: the networks that ship, how they are trained, and the training of an ensemble's members."""
 
+from ast import literal_eval
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from gnome.errors import InvalidInput
 from gnome.models.angular_network import AngularNetwork, AngularSettings
 from gnome.models.checkpoint import Network
 from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
@@ -13,6 +16,9 @@ from gnome.models.formula_graph import FormulaGraphNetwork, FormulaGraphSettings
 from gnome.models.structural import StructuralNetwork, StructuralSettings
 from gnome.models.training import EpochRecord, Labelled, Run, TrainSettings, fit_together
 from gnome.seeds import derived_seed
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 NetworkSettings = StructuralSettings | AngularSettings | CompositionalSettings | FormulaGraphSettings
 
@@ -29,6 +35,15 @@ FORMULA_TRAIN = TrainSettings(
 """How they are trained on some 2e5 labelled formulas."""
 
 
+STRUCTURE_NETWORK = AngularSettings()
+"""Shape of a structure network whose edges see angles."""
+
+STRUCTURE_TRAIN = TrainSettings(
+    epochs=40, batch_size=512, learning_rate=1e-3, weight_decay=0.01, warm_up=0.05, ema_decay=0.999, volume_jitter=0.1
+)
+"""How it is trained on some 2e5 labelled crystals."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnsembleSettings:
     """Shape of the members, how each is trained, and how many there are; each member's seed is derived from `train.seed`."""
@@ -36,6 +51,27 @@ class EnsembleSettings:
     network: NetworkSettings
     train: TrainSettings = field(default_factory=TrainSettings)
     members: int = 5
+
+
+_Shape = TypeVar("_Shape", bound="DataclassInstance")
+
+
+def varied(network: _Shape, train: TrainSettings, words: Sequence[str]) -> tuple[_Shape, TrainSettings]:
+    """Change settings by words such as `width=128`, of the training where it has such a setting, else of the network.
+
+    Raises InvalidInput naming a word that is none or names no setting.
+    """
+    of_training, of_network = ({field.name for field in fields(one)} for one in (train, network))
+    changes: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in of_training | of_network:
+            raise InvalidInput(f"{word!r} changes no setting of {type(network).__name__} or of training")
+        try:
+            changes[name not in of_training][name] = literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise InvalidInput(f"{word!r}: {value!r} is no number, truth or quoted word") from None
+    return replace(network, **changes[1]), replace(train, **changes[0])
 
 
 def untrained(settings: NetworkSettings) -> Network:

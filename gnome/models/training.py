@@ -5,28 +5,24 @@ a network has an `objective` of its own.  Every epoch's order is a function of (
 one exactly.  The weights of the best validation epoch win.
 """
 
-import hashlib
-import io
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from gnome.atomic_write import atomic_write
-from gnome.errors import InvalidCheckpoint, InvalidInput, TrainingDiverged
+from gnome.errors import InvalidInput, TrainingDiverged
 from gnome.fp8 import AdamW, convert_to_fp8, restore_linear
 from gnome.fp8.edge_block import EdgeBlock
 from gnome.models.captured_step import CapturedStep
 from gnome.models.linear import Precision, autocast
+from gnome.models.training_state import add_examples, digest_of_settings, read_state, write_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +356,8 @@ class _Trainer:
         moves = list(torch._foreach_sub(new, kept))  # noqa: SLF001 - as torch's own averages do, a kernel for many tensors
         torch._foreach_mul_(moves, self.ema_rate)
         torch._foreach_add_(kept, moves)
+        for own, current in zip(average.buffers(), self.network.buffers(), strict=True):  # statistics of norms, taken as they are
+            own.copy_(current)
 
     @property
     def judged(self) -> nn.Module:
@@ -367,24 +365,13 @@ class _Trainer:
         return self.network if self.average is None else self.average
 
     def _run_key(self) -> str:
-        """Digest of all that decides the run: settings, initial weights, examples, and the kind of device.
-
-        The optimizer's state is another on a GPU.
-        """
-        own: dict[str, Any] = getattr(self.network, "config", dict)()  # with what leaves no trace in the weights, like dropout
-        digest = hashlib.sha256(json.dumps([asdict(self.settings), own, self.device.type], sort_keys=True).encode())
-        for tensor in self.network.state_dict().values():
-            digest.update(tensor.detach().cpu().numpy().tobytes())
+        digest = digest_of_settings(self.network, asdict(self.settings), self.device)
         for part in (self.run.train, self.run.validation):
-            digest.update(part.targets.cpu().numpy().tobytes())
-            for rows in torch.arange(len(part.inputs), device=self.device).split(4096):
-                batch = part.inputs.batch(rows)
-                for field in fields(batch):
-                    digest.update(getattr(batch, field.name).cpu().numpy().tobytes())
+            add_examples(digest, part.inputs, part.targets)
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write the run's state; the file appears whole or not at all."""
+        """Write the run's state."""
         state = {
             "run": self.key,
             "weights": _copy_of(self.network),
@@ -394,26 +381,17 @@ class _Trainer:
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(record) for record in self.history],
         }
-        blob = io.BytesIO()  # a full disk must be an OSError, which torch's own writer does not raise
-        torch.save(state, blob)
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(blob.getbuffer())
+        write_state(path, state)
 
     def load(self, path: Path) -> None:
         """Take up a saved run; raises InvalidCheckpoint when the file is damaged or was saved under other settings."""
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            if state["run"] != self.key:
-                raise InvalidCheckpoint(f"{path} was saved by a run with other settings or data; delete it to start anew")
+        with read_state(path, self.device, self.key) as state:
             self.network.load_state_dict(state["weights"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.best_weights, self.best_mae = state["best_weights"], state["best_mae"]
             self.history = [EpochRecord(**record) for record in state["history"]]
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, UnpicklingError) as error:
-            reason = str(error).split("\n", 1)[0][:200]
-            raise InvalidCheckpoint(f"{path} cannot be resumed ({reason}); delete it to start anew") from error
 
 
 def _set_edge_precision(network: nn.Module, precision: Precision) -> None:

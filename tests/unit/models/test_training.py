@@ -10,6 +10,7 @@ from small_networks import small_network
 from torch import nn
 
 from gnome.errors import InvalidCheckpoint, TrainingDiverged
+from gnome.graphs.crystal_graph import GraphBatch
 from gnome.models.training import Labelled, TrainSettings, epoch_batches, fit, predict
 
 SETTINGS = TrainSettings(
@@ -75,6 +76,21 @@ def test_a_broken_run_resumes_to_the_same_weights(labelled: Labelled, tmp_path: 
     again = fit(resumed, labelled, labelled, SETTINGS, state_path=tmp_path / "state.pt")
     assert weights_equal(unbroken, resumed)
     assert again == history
+
+
+def test_averaged_weights_go_with_the_statistics_of_norms(labelled: Labelled) -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.norm = small_network(), nn.BatchNorm1d(1)
+
+        def forward(self, batch: GraphBatch) -> torch.Tensor:
+            return self.norm(self.inner(batch)[:, None])[:, 0]
+
+    network = Normed()
+    fit(network, labelled, labelled, replace(SETTINGS, ema_decay=0.9))
+    assert int(network.norm.num_batches_tracked) > 0
+    assert abs(float(network.norm.running_mean)) > 0.1
 
 
 def test_the_best_validation_epoch_wins(labelled: Labelled) -> None:
