@@ -1,5 +1,7 @@
 """Commands around models and evaluators: train, predict, evaluate, doctor."""
 
+import csv
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +12,8 @@ from flows.settings import Settings
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
 
+CRYSTAL_COLUMNS = (Quantity.E_FORM_PER_ATOM, Quantity.SPREAD, Quantity.P_STABLE)
+"""What is printed of a predicted crystal."""
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON: a list in the order of the input.")]
 
 
@@ -28,9 +32,16 @@ def predict_command(
     method: Annotated[
         str, typer.Option(help="With --formula: predict under this method of the ensemble's labels, such as pbe-mp2020.")
     ] = "",
+    hull: Annotated[
+        Path | None,
+        typer.Option(
+            help="Judge stability by these phases: a .csv or .parquet with formula and e_form_per_atom of the model's method."
+        ),
+    ] = None,
     as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Answer in CSV, in the order of the input.")] = False,
 ) -> None:
-    """Predict formation energies of crystals, or of formulas alone.
+    """Predict formation energies of crystals, or of formulas alone, and whether they are stable.
 
     gnome predict POSCAR my_cifs/ --json
 
@@ -41,6 +52,8 @@ def predict_command(
 
         if volumes != 1:
             raise InvalidInput(f"--volumes {volumes}: a formula has no volume; leave it out with --formula")
+        if hull is not None:
+            raise InvalidInput(f"--hull {hull}: for crystals only; leave it out with --formula")
         rows = predict_formulas(Settings(), files, model=model, method=method)
         if not rows:
             make_console(stderr=True).print(f"{', '.join(files)}: no formulas")
@@ -49,14 +62,22 @@ def predict_command(
             raise InvalidInput(f"--method {method}: with --formula only; for crystals, --model names other weights")
         from flows.predicting import predict_files  # noqa: PLC0415
 
-        rows = predict_files(Settings(), [Path(file) for file in files], model=model, volumes=volumes)
+        rows = predict_files(Settings(), [Path(file) for file in files], model=model, volumes=volumes, hull=hull)
+    names: tuple[str, ...] = (Quantity.ID, Quantity.REDUCED_FORMULA, *CRYSTAL_COLUMNS, Quantity.REFUSED)
+    if formula:
+        names = ("formula", *ENERGIES, Quantity.REFUSED)
+    if as_json and as_csv:
+        raise InvalidInput("--json and --csv: choose one")
     if as_json:
         print_json(rows)
-        return
-    if formula:
-        _print_rows(rows, ("formula", *ENERGIES, Quantity.REFUSED))
-        return
-    _print_rows(rows, (Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.E_FORM_PER_ATOM, Quantity.SPREAD, Quantity.REFUSED))
+    elif as_csv:
+        _write_csv(rows, ("input", *names, Quantity.METHOD, "model"))
+    else:
+        _print_rows(rows, names)
+        if not formula and any(row[Quantity.E_FORM_PER_ATOM] is not None and row[Quantity.P_STABLE] is None for row in rows):
+            make_console().print(
+                "no p_stable where no hull of known phases has the elements, or the ensemble's errors were never measured; see --hull"
+            )
 
 
 @app.command("evaluate")
@@ -85,6 +106,12 @@ def evaluate_command(
     _print_rows(
         rows, (Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.ENERGY_PER_ATOM, Quantity.E_FORM_PER_ATOM, Quantity.REFUSED)
     )
+
+
+def _write_csv(rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:
+    writer = csv.DictWriter(sys.stdout, [str(name) for name in names], restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({str(name): value for name, value in row.items() if value is not None} for row in rows)
 
 
 def _print_rows(rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flows.hull_table import FORMULA_COLUMNS, column_of
 from flows.settings import Settings
 from flows.workspace import current_weights
 from gnome.crystals.elements import SYMBOLS
@@ -20,8 +21,6 @@ from gnome.quantities import Quantity
 
 Row = dict[str, Any]
 
-COLUMNS = ("formula", str(Quantity.REDUCED_FORMULA), "composition")
-"""Names under which a table may hold its formulas."""
 ENERGIES = (
     Quantity.E_FORM_PER_ATOM,
     Quantity.E_FORM_UNCERTAINTY,
@@ -96,7 +95,7 @@ def _csv_cells(path: Path) -> Iterator[tuple[int, str]]:
     csv.field_size_limit(_LONGEST_CELL)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.DictReader(file, strict=True)  # an open quote would join what follows into one cell
-        column = _column(path, reader.fieldnames or ())
+        column = column_of(path, list(reader.fieldnames or ()), FORMULA_COLUMNS)
         line = reader.line_num + 1
         for row in reader:
             if None in row:
@@ -107,22 +106,12 @@ def _csv_cells(path: Path) -> Iterator[tuple[int, str]]:
 
 def _parquet_cells(path: Path) -> Iterator[tuple[int, str]]:
     table = pq.ParquetFile(path)
-    column = _column(path, table.schema_arrow.names)
+    column = column_of(path, list(table.schema_arrow.names), FORMULA_COLUMNS)
     number = 0
     for batch in table.iter_batches(columns=[column]):
         for cell in batch.column(0).to_pylist():
             yield number, "" if cell is None else str(cell).strip()
             number += 1
-
-
-def _column(path: Path, names: Sequence[str]) -> str:
-    for wanted in COLUMNS:
-        found = [name for name in names if name.strip().lower() == wanted]
-        if len(found) > 1:
-            raise InvalidInput(f"{path}: has {len(found)} columns named {wanted}; keep one")
-        if found:
-            return found[0]
-    raise InvalidInput(f"{path}: no column of formulas ({', '.join(COLUMNS)}); it has {', '.join(map(str, names)) or 'none'}")
 
 
 def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Path | None, method: str = "") -> list[Row]:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gnome.crystals.elements import MAX_ATOMIC_NUMBER
 from gnome.errors import InvalidInput
+from gnome.models.calibration import ErrorCalibration
 from gnome.models.energy_model import EnergyModel, FormulaModel
 
 
@@ -28,6 +29,10 @@ class Hull(Protocol):
         """Atomic numbers that have a reference."""
         ...
 
+    def energies(self, compositions: Sequence[Mapping[int, int]]) -> NDArray[np.float64]:
+        """Hull energies, eV/atom."""
+        ...
+
     def decomposition_energies(
         self, compositions: Sequence[Mapping[int, int]], e_form_per_atom: ArrayLike
     ) -> NDArray[np.float64]:
@@ -40,7 +45,7 @@ class Offset:
     """Linear correction from a model's method to another: `intercept` plus the mean of `per_element` over the atoms, eV/atom.
 
     Elements that the fit did not see have 0 in `per_element`.  The errors are mean absolute ones over the `n_crystals` of the
-    fit, before, and after with each crystal left out in turn.
+    fit, before, and after with each crystal left out in turn; `calibration` is learnt from the latter errors and the spreads.
     """
 
     model_id: str
@@ -51,6 +56,7 @@ class Offset:
     n_crystals: int
     error_before: float
     error_after: float
+    calibration: ErrorCalibration | None = None
 
     def correction(self, composition: Mapping[int, int]) -> float:
         """Correction (eV/atom) to add to the formation energy of a composition."""
@@ -59,12 +65,15 @@ class Offset:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain fields, for JSON."""
-        return {**vars(self), "per_element": self.per_element.tolist()}
+        calibration = None if self.calibration is None else dict(vars(self.calibration))
+        return {**vars(self), "per_element": self.per_element.tolist(), "calibration": calibration}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
         """Rebuild what `to_dict` gave."""
-        return cls(**{**stored, "per_element": np.array(stored["per_element"])})
+        kept = stored.get("calibration")
+        calibration = None if kept is None else ErrorCalibration(**kept)
+        return cls(**{**stored, "per_element": np.array(stored["per_element"]), "calibration": calibration})
 
     @property
     def note(self) -> str:
@@ -84,8 +93,9 @@ def fit_residuals(
     from_method: str,
     to_method: str,
     ridge: float,
+    spreads: NDArray[np.float64] | None = None,
 ) -> Offset:
-    """Fit an offset to residuals (n,), eV/atom, of known crystals.
+    """Fit an offset to residuals (n,), eV/atom, of known crystals; with their spreads (n,), also what the corrected predictions are off.
 
     Ridge regression on atomic fractions x: minimises sum_i (r_i - b - x_i w)^2 + ridge |w|^2 over the intercept b and the elements' w.
     """
@@ -109,6 +119,7 @@ def fit_residuals(
         n_crystals=len(compositions),
         error_before=float(np.abs(residuals).mean()),
         error_after=float(np.abs(left_out).mean()),
+        calibration=None if spreads is None else ErrorCalibration.fit(left_out, spreads),
     )
 
 

@@ -9,9 +9,9 @@ Energies of two methods never meet.  When the ensemble was trained on another me
 crystals carries its predictions over; such predictions are labelled with both methods, a label that no hull bears.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +102,10 @@ class EnsembleEnergies:
     spread: NDArray[np.float64]
     volume_scale: NDArray[np.float64]
 
+    def of(self, rows: Sequence[int]) -> Self:
+        """Select crystals."""
+        return type(self)(**{name: values[list(rows)] for name, values in vars(self).items()})
+
 
 def predict_energies(
     model: EnergyModel, crystals: Sequence[Crystal], settings: ScreeningSettings = DEFAULT_SCREENING
@@ -142,17 +146,37 @@ def fit_offset(
         raise InvalidInput(
             f"no offset from {model.method} to {method}: none of {len(crystals)} crystals has only elements of the model"
         )
-    residuals = (
-        np.array([e_forms[i] for i in known]) - predict_energies(model, [crystals[i] for i in known], settings).e_form_per_atom
-    )
+    predicted = predict_energies(model, [crystals[i] for i in known], settings)
     return fit_residuals(
         [crystals[i].composition for i in known],
-        residuals,
+        np.array([e_forms[i] for i in known]) - predicted.e_form_per_atom,
+        spreads=predicted.spread,
         model_id=model.model_id,
         from_method=model.method,
         to_method=method,
         ridge=ridge,
     )
+
+
+def probabilities_stable(
+    model: EnergyModel,
+    hull: Hull,
+    energies: EnsembleEnergies,
+    compositions: Sequence[Mapping[int, int]],
+    offset: Offset | None = None,
+) -> NDArray[np.float64] | None:
+    """Probabilities (n,) that new crystals lie on or below a hull, given what an ensemble predicts for them in its own method.
+
+    All phases of the hull compete, those of the same composition too.  None where nothing was learnt of the errors: by the model's own
+    card, or with an offset by its fit.  Raises InvalidInput as `screen` does.
+    """
+    bridging = bridge(model, hull, offset)
+    calibration = bridging.calibration if bridging else model.calibration
+    if calibration is None:
+        return None
+    corrections = np.array([bridging.correction(composition) if bridging else 0.0 for composition in compositions])
+    margins = hull.energies(compositions) - energies.e_form_per_atom - corrections
+    return calibration.probability_below(margins, energies.spread)
 
 
 def screen(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import MAX_ATOMIC_NUMBER
+from gnome.models.calibration import ErrorCalibration
 
 
 class EnergyModel(Protocol):
@@ -26,6 +27,11 @@ class EnergyModel(Protocol):
     @property
     def elements(self) -> frozenset[int]:
         """Atomic numbers it was trained on; others are refused by whoever calls it."""
+        ...
+
+    @property
+    def calibration(self) -> ErrorCalibration | None:
+        """How far its medians are off, by the spread over its members; None where that was never measured."""
         ...
 
     def member_energies(self, crystals: Sequence[Crystal], volume_scales: Sequence[float] = (1.0,)) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from flows.cli import app, main
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal, read_crystals
 from gnome.crystals.shards import read_shard
+from gnome.shipped import shipped_data
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 SMALL = ["--evaluator", "emt", "--candidates", "60", "--screened", "20", "--budget", "4"]
@@ -263,7 +265,72 @@ def test_predict_refuses_elements_the_ensemble_never_saw(gnome: Gnome, own_folde
     radon = Crystal.from_symbols([[4.5, 0, 0], [0, 4.5, 0], [0, 0, 4.5]], ["Rn", "Cu"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     (row,) = gnome("predict", write_folder(own_folder / "rn", {"rn": radon}), "--json").json
     assert "Rn" in row["refused"]
-    assert "e_form_per_atom" not in row
+    assert row["e_form_per_atom"] is None
+
+
+def calibrated(folder: Path) -> Path:
+    """The shipped ensemble with a card that says how far it is off."""
+    for suffix in ("safetensors", "json"):
+        shutil.copy(shipped_data() / "ensembles" / f"structural.{suffix}", folder / f"own.{suffix}")
+    card = json.loads((folder / "own.json").read_text())
+    card["calibration"] = {"floor": 0.02, "factor": 0.5, "power": 1.0, "degrees": 3.0}
+    (folder / "own.json").write_text(json.dumps(card))
+    return folder / "own.safetensors"
+
+
+def test_predict_says_how_probably_a_crystal_is_stable(gnome: Gnome, own_folder: Path) -> None:
+    """Against phases of a table: far below them, far above, as near as to be undecided, and with an element they lack."""
+    crystals = {"AlNi3": l1_2("Al", "Ni"), "Cu3Au": l1_2("Au", "Cu"), "Ag3Pd": l1_2("Pd", "Ag")}
+    folder = write_folder(own_folder / "in", crystals)
+    model = calibrated(own_folder)
+    plain = {row["reduced_formula"]: row for row in gnome("predict", folder, "--model", model, "--json").json}
+    assert {row["p_stable"] for row in plain.values()} == {None}
+    assert all(row["e_form_uncertainty"] > 0 for row in plain.values())
+    known = plain["AlNi3"]["e_form_per_atom"], plain["Cu3Au"]["e_form_per_atom"]
+    (own_folder / "phases.csv").write_text(
+        f"formula,e_form_per_atom\nAl,0\nNi,0\nCu,0.0\nAu,0\nAlNi3,{known[0] + 0.3}\nCu3Au,{known[1]}\n"
+    )
+    rows = {
+        row["reduced_formula"]: row for row in gnome("predict", folder, "--model", model, "--hull", "phases.csv", "--json").json
+    }
+    assert rows["AlNi3"]["p_stable"] > 0.95
+    expected = 0.5 if known[1] < 0 else pytest.approx(rows["Cu3Au"]["p_stable"])
+    assert rows["Cu3Au"]["p_stable"] == pytest.approx(expected, abs=1e-4)
+    assert rows["Ag3Pd"]["p_stable"] is None
+    assert rows["AlNi3"]["hull"] == "pbe-mp2020"
+    table = gnome("predict", folder, "--model", model, "--hull", "phases.csv", "--csv").out
+    read = {row["reduced_formula"]: row for row in csv.DictReader(io.StringIO(table))}
+    assert float(read["AlNi3"]["p_stable"]) == pytest.approx(rows["AlNi3"]["p_stable"])
+    assert read["Ag3Pd"]["p_stable"] == ""
+    assert "see --hull" in gnome("predict", folder).out
+
+
+def test_predict_judges_by_the_crystals_of_the_database(gnome: Gnome, database: Path, own_folder: Path) -> None:
+    """Through an offset between the methods, whose errors say how sure it is."""
+    assert database
+    rows = gnome("predict", write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")}), "--json").json
+    assert rows[0]["hull"].startswith("emt")
+    assert rows[0]["p_stable"] is None or 0 <= rows[0]["p_stable"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("formula,e_form_per_atom\nNaCl,x\n", "row 0: e_form_per_atom is 'x'"),
+        ("formula,e_form_per_atom\nQq,-1\n", "row 0: formula 'Qq'"),
+        ("formula,e_form_per_atom\nNaCl,-100\n", "row 0: hull entry"),
+        ("formula,energy\nNaCl,-1\n", "needs one column e_form_per_atom"),
+        ("name,e_form_per_atom\nNaCl,-1\n", "no column of formulas"),
+        ("formula,e_form_per_atom\n", "holds no phases"),
+        ("", "cannot be read as a table"),
+    ],
+)
+def test_tables_that_are_no_hull(gnome: Gnome, own_folder: Path, content: str, complaint: str) -> None:
+    (own_folder / "phases.csv").write_text(content)
+    folder = write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")})
+    ended = gnome("predict", folder, "--hull", "phases.csv")
+    assert ended.code == 2
+    assert complaint in ended.err
 
 
 def test_evaluate_relaxes_and_leaves_the_database_alone(gnome: Gnome, database: Path, own_folder: Path) -> None:

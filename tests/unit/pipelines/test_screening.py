@@ -2,11 +2,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from gnome.errors import InvalidInput
+from gnome.models.calibration import ErrorCalibration
 from gnome.stability.hull import ConvexHull, HullEntry
 from pipelines.candidate import Candidate, Lineage
-from pipelines.screening import Prediction, Refusal, ScreeningSettings, fit_offset, predict_energies, screen
+from pipelines.offset import Offset
+from pipelines.screening import (
+    Prediction,
+    Refusal,
+    ScreeningSettings,
+    fit_offset,
+    predict_energies,
+    probabilities_stable,
+    screen,
+)
 
 
 @dataclass
@@ -19,6 +30,7 @@ class ToyEnsemble:
     elements: frozenset[int] = frozenset({3, 8, 11, 17, 19, 35})
     method: str = "pbe"
     model_id: str = "toy"
+    calibration: ErrorCalibration | None = None
     asked: int = 0
 
     def member_energies(self, crystals, volume_scales=(1.0,)):
@@ -159,3 +171,32 @@ def test_prediction_is_frozen():
     )
     with pytest.raises(AttributeError):
         prediction.spread = 1.0
+
+
+def test_the_probability_of_stability_is_that_of_the_calibrated_error(candidates, hull, rocksalt):
+    calibration = ErrorCalibration(floor=0.03, factor=0.1, power=1.0, degrees=4.0)
+    model = ToyEnsemble(calibration=calibration)
+    crystals = [candidate.crystal for candidate in candidates]
+    energies = predict_energies(model, crystals)
+    compositions = [crystal.composition for crystal in crystals]
+    found = probabilities_stable(model, hull, energies, compositions)
+    scale = np.hypot(0.03, 0.1 * energies.spread)
+    margins = np.array([hull.energy(composition) for composition in compositions]) - energies.e_form_per_atom
+    np.testing.assert_allclose(found, student.cdf(margins / scale, 4.0))
+    assert probabilities_stable(ToyEnsemble(), hull, energies, compositions) is None
+
+
+def test_an_offset_knows_how_far_it_is_off(rocksalt):
+    hull = ConvexHull("chgnet", [HullEntry(id=str(z), composition={z: 1}, e_form_per_atom=0.0) for z in (3, 11, 17, 19, 35)])
+    crystals = [rocksalt(a, b) for a in ("Li", "Na", "K") for b in ("Cl", "Br")] * 20
+    rng = np.random.default_rng(0)
+    model = ToyEnsemble(depths=(-0.51, -0.5, -0.49))
+    offset = fit_offset(model, crystals, -0.9 + 0.05 * rng.standard_t(4, len(crystals)), method="chgnet")
+    assert Offset.from_dict(offset.to_dict()).calibration == offset.calibration
+    found = probabilities_stable(model, hull, predict_energies(model, crystals), [c.composition for c in crystals], offset)
+    assert (found > 0.99).all()
+    (half,) = set(offset.calibration.half_widths(np.full(1, 0.01)).tolist())
+    assert 0.04 < half < 0.08
+    few = fit_offset(model, crystals[:6], [-0.9] * 6, method="chgnet")
+    assert few.calibration is None
+    assert probabilities_stable(model, hull, predict_energies(model, crystals[:1]), [crystals[0].composition], few) is None
