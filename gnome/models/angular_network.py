@@ -30,10 +30,12 @@ AVERAGE_COORDINATION = 25.0
 class AngularSettings:
     """Shape of the network; cutoff in angstrom, scale and shift of the output in eV/atom.
 
+    `hidden`: width between the layers of an atom's update, twice `width` unless given.
     `channels`: weights that an edge gives itself for each moment; no angles are seen when 0.  `degree`: highest of the moments.
     """
 
     width: int = 256
+    hidden: int | None = None
     steps: int = 5
     cutoff: float = 5.0
     n_radial: int = 64
@@ -80,11 +82,11 @@ class AngularChannel(nn.Module):
 class NodeUpdate(nn.Module):
     """Atoms from themselves, the edges they received, and the mean over the atoms of their crystal."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(3)])
-        self.up = make_linear(3 * width, 2 * width)
-        self.down = make_linear(2 * width, width)
+        self.up = make_linear(3 * width, hidden)
+        self.down = make_linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, nodes: Tensor, received: Tensor, batch: GraphBatch) -> Tensor:
@@ -120,7 +122,8 @@ class AngularNetwork(nn.Module):
         self.angles = nn.ModuleList(
             [AngularChannel(width, settings.channels, settings.degree) for _ in range(steps) if settings.channels]
         )
-        self.node_updates = nn.ModuleList([NodeUpdate(width, settings.dropout) for _ in range(steps)])
+        hidden = 2 * width if settings.hidden is None else settings.hidden
+        self.node_updates = nn.ModuleList([NodeUpdate(width, hidden, settings.dropout) for _ in range(steps)])
         self.norm = nn.LayerNorm(width)
         self.up = make_linear(width, width)
         self.out = make_linear(width, 1)
