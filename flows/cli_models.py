@@ -3,7 +3,7 @@
 import csv
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from flows.cli import app, make_console, print_json
 from flows.settings import Settings
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
+
+if TYPE_CHECKING:
+    from flows.training import TrainRequest
 
 CRYSTAL_COLUMNS = (Quantity.E_FORM_PER_ATOM, Quantity.SPREAD, Quantity.P_STABLE)
 """What is printed of a predicted crystal."""
@@ -147,6 +150,10 @@ def train_command(
     learning_rate: Annotated[float, typer.Option(help="At the start; it falls linearly to zero.")] = 5.55e-4,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp8.")] = "fp32",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+    scaling_law: Annotated[
+        bool, typer.Option("--scaling-law", help="Measure instead how the error falls with the number of crystals.")
+    ] = False,
+    smallest: Annotated[int, typer.Option(help="With --scaling-law: the smallest of six training sets.")] = 1000,
     as_json: Json = False,
 ) -> None:
     """Train an ensemble; a run that was interrupted goes on when the same command is given again.
@@ -160,6 +167,9 @@ def train_command(
         kind=kind, files=tuple(files), out=out, method=method, members=members, width=width, epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed,
     )  # fmt: skip
+    if scaling_law:
+        _scaling_law(request, smallest, as_json=as_json)
+        return
     card = train_files(request, Bars(make_console(stderr=as_json)))
     if as_json:
         print_json(card)
@@ -172,6 +182,23 @@ def train_command(
             f"rank correlation {rank['value']:.3f} [{rank['low']:.3f}, {rank['high']:.3f}]",
         )
     console.print(f"Weights: {out}")
+
+
+def _scaling_law(request: "TrainRequest", smallest: int, *, as_json: bool) -> None:
+    from flows.progress import Bars  # noqa: PLC0415
+    from flows.scaling_law import measure_scaling_law, scaling_file  # noqa: PLC0415
+    from gnome.models.scaling import ScalingSettings  # noqa: PLC0415
+
+    law = measure_scaling_law(request, ScalingSettings(smallest=smallest), Bars(make_console(stderr=as_json)))
+    if as_json:
+        print_json(law)
+        return
+    console = make_console()
+    for name, own in law["laws"].items():
+        console.print(
+            f"{name}: error ~ n^-{own['exponent']:.3f} [{own['low']:.3f}, {own['high']:.3f}] on {law['n_reported'][name]} crystals"
+        )
+    console.print(f"Errors: {scaling_file(request.out, 'json')}, picture: {scaling_file(request.out, 'svg')}")
 
 
 @app.command("doctor")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from flows.training import TrainRequest, train_files
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard, write_shard
 from gnome.errors import InvalidCheckpoint, InvalidInput
+from gnome.models import scaling
 from gnome.models.checkpoint import load_ensemble
 from gnome.models.formula_ensemble import CompositionalEnsemble
 from gnome.models.formula_labels import read_labelled_formulas
@@ -272,3 +274,30 @@ def test_a_shard_of_crystals_teaches_decomposition_energies_too(shard: Path) -> 
     labelled = read_labelled_formulas([Path("both.parquet")])
     assert (labelled.targets[:, 1] == 0.1).all()
     assert np.isnan(read_labelled_formulas([shard]).targets[:, 1]).all()
+
+
+def test_the_scaling_law_is_measured_and_drawn(run: Run, shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "ScalingSettings", partial(scaling.ScalingSettings, least_steps=60))
+    crystals, columns, _ = read_shard(shard)
+    five = Crystal.from_symbols(np.eye(3) * 8, ["Li", "Na", "K", "Rb", "O"], np.arange(15).reshape(5, 3) / 15)
+    many = [Crystal(five.lattice * (1 + 0.01 * i), np.array([3, 11, 19, 37, 8 + i]), five.frac_coords) for i in range(20)]
+    write_shard(Path("all.parquet"), [*crystals, *many], {"e_form_per_atom": [*columns["e_form_per_atom"], *[0.0] * len(many)]})
+    wanted = "--scaling-law", "--smallest", 20
+    law = run("train", "structural", "all.parquet", "--out", "m.safetensors", *SMALL, "--learning-rate", 5e-3, *wanted, "--json")
+    sizes = sorted({point["n_train"] for point in law["points"]})
+    assert len(sizes) == 6
+    assert sizes[0] == 20
+    assert len(law["points"]) == 18
+    assert set(law["laws"]) == {"at most 4 elements", "more"}
+    own = law["laws"]["at most 4 elements"]
+    assert own["low"] < own["exponent"] < own["high"]
+    assert own["exponent"] > 0, "what depends on the elements alone is learnt better from more crystals"
+    assert json.loads(Path("m.scaling.json").read_text()) == law
+    assert Path("m.scaling.svg").read_text().startswith("<?xml")
+
+
+def test_too_few_crystals_for_a_scaling_law(capfd: pytest.CaptureFixture[str], shard: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "structural", str(shard), "--method", "m", "--scaling-law"])
+    assert ended.value.code == 2
+    assert "too few for 6 sizes from 1000 up" in capfd.readouterr().err

@@ -1,0 +1,90 @@
+"""`gnome train --scaling-law`: how the error of a structural network falls with the number of crystals it learns from."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+
+from flows.progress import Listener
+from flows.training import TrainRequest, read_examples, recipe_for
+from gnome.atomic_write import atomic_write
+from gnome.crystals.formula import parse_formula
+from gnome.errors import InvalidInput
+from gnome.models.datasets import split_by_formula
+from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, reported_errors, scaling_run
+from gnome.models.training import fit
+
+MOST_ELEMENTS = 4
+"""Elements in a crystal that is trained on; those with more are reported apart, as what the networks have never seen."""
+
+Point = dict[str, Any]
+
+
+def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listener: Listener) -> dict[str, Any]:
+    """Train on growing parts of the training crystals; writes OUT.scaling.json and OUT.scaling.svg and returns the former."""
+    if request.kind != "structural":
+        raise InvalidInput("--scaling-law is for structural networks")
+    read = read_examples(request)
+    split = split_by_formula(read.formulas)
+    many = np.array([len(parse_formula(formula)) > MOST_ELEMENTS for formula in read.formulas])
+    train, validation = (rows[~many[rows]] for rows in (split.train, split.validation))
+    reported = {f"at most {MOST_ELEMENTS} elements": split.test[~many[split.test]], "more": split.test[many[split.test]]}
+    examples = Examples(
+        read.inputs, read.targets, train, validation, {name: rows for name, rows in reported.items() if len(rows)}
+    )
+    if not len(validation) or not examples.reported:
+        raise InvalidInput("the files hold no crystals of the validation or of the test buckets")
+    sizes, recipe = scaling.training_sizes(len(train)), recipe_for(request, read.columns[train])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    points: list[Point] = []
+    with listener.stage("training", len(sizes) * scaling.seeds, "runs") as count:
+        for n in sizes:
+            for seed in range(scaling.seeds):
+                run = scaling_run(recipe, scaling, examples, n, seed, device)
+                fit(run.network, run.train, run.validation, run.settings)
+                points.append({"n_train": n, "seed": seed, "errors": reported_errors(run.network, examples, device)})
+                count()
+    law = summary(points, {name: len(rows) for name, rows in examples.reported.items()}) | {"settings": asdict(recipe)}
+    with atomic_write(scaling_file(request.out, "json")) as temporary:
+        temporary.write_text(json.dumps(law, indent=2) + "\n")
+    draw(law, scaling_file(request.out, "svg"))
+    return law
+
+
+def scaling_file(out: Path, suffix: str) -> Path:
+    """Where a result of a measurement goes."""
+    return out.with_suffix(f".scaling.{suffix}")
+
+
+def summary(points: Sequence[Point], n_reported: Mapping[str, int]) -> dict[str, Any]:
+    """Fit each reported set."""
+    sizes = [int(point["n_train"]) for point in points]
+    laws = {name: vars(PowerLaw.fit(sizes, [point["errors"][name] for point in points])) for name in n_reported}
+    return {"laws": laws, "n_reported": dict(n_reported), "points": list(points)}
+
+
+def draw(law: Mapping[str, Any], path: Path) -> None:
+    """Draw errors and laws on logarithmic axes."""
+    mpl.use("svg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - the backend is chosen first
+
+    figure, axis = plt.subplots(figsize=(6, 4.2))
+    sizes = np.array([point["n_train"] for point in law["points"]], dtype=np.float64)
+    for colour, (name, own) in zip(("#1f5fa8", "#c2571a", "#3a7d44"), law["laws"].items(), strict=False):
+        errors = np.array([point["errors"][name] for point in law["points"]])
+        axis.plot(sizes, 1000 * errors, "o", color=colour, alpha=0.6, markersize=5)
+        line = np.geomspace(sizes.min(), sizes.max(), 50)
+        label = f"{name}: n$^{{-{own['exponent']:.3f}}}$ [{own['low']:.3f}, {own['high']:.3f}]"
+        axis.plot(line, 1000 * PowerLaw(**own).errors(line), color=colour, label=label)
+    axis.set(xscale="log", yscale="log", xlabel="crystals trained on", ylabel="mean absolute error, meV/atom")
+    axis.grid(visible=True, which="both", linewidth=0.3)
+    axis.legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    plt.close(figure)
