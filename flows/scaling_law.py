@@ -72,6 +72,7 @@ def draw(law: Mapping[str, Any], path: Path) -> None:
     """Draw errors and laws on logarithmic axes."""
     mpl.use("svg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - the backend is chosen first
+    from matplotlib.ticker import ScalarFormatter  # noqa: PLC0415
 
     figure, axis = plt.subplots(figsize=(6, 4.2))
     sizes = np.array([point["n_train"] for point in law["points"]], dtype=np.float64)
@@ -82,6 +83,8 @@ def draw(law: Mapping[str, Any], path: Path) -> None:
         label = f"{name}: n$^{{-{own['exponent']:.3f}}}$ [{own['low']:.3f}, {own['high']:.3f}]"
         axis.plot(line, 1000 * PowerLaw(**own).errors(line), color=colour, label=label)
     axis.set(xscale="log", yscale="log", xlabel="crystals trained on", ylabel="mean absolute error, meV/atom")
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(ScalarFormatter())
     axis.grid(visible=True, which="both", linewidth=0.3)
     axis.legend(frameon=False, fontsize=9)
     figure.tight_layout()
