@@ -57,6 +57,7 @@ def write_examples(path: Path, others: dict[str, Path], folder: Path, cutoff: fl
         more, own, _ = read_shard(other)
         reported[name] = np.arange(len(crystals), len(crystals) + len(more))
         crystals, targets = crystals + more, targets + list(own[Quantity.E_FORM_PER_ATOM])
+    reported = {name: own for name, own in reported.items() if len(own)}
     np.savez(
         folder / "rows.npz", targets=np.array(targets), **rows, **{f"reported {name}": own for name, own in reported.items()}
     )
