@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gnome.crystals.crystal import Crystal
 from gnome.errors import InvalidCheckpoint
-from gnome.graphs.crystal_graph import PackedGraphs
+from gnome.graphs.crystal_graph import GraphBatch, PackedGraphs
 from gnome.models.angular_network import AngularNetwork
 from gnome.models.calibration import ErrorCalibration
 from gnome.models.checkpoint import Network, load_ensemble
@@ -85,17 +85,34 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
 
     @torch.inference_mode()
     def member_energies(self, crystals: Sequence[Crystal], volume_scales: Sequence[float] = (1.0,)) -> NDArray[np.float64]:
-        """Predict eV/atom, shape (members, volume scales, crystals); neighbours are those of the unscaled cell."""
+        """Predict eV/atom, shape (members, volume scales, crystals); neighbours are those of the unscaled cell.
+
+        A batch that memory is too small for is halved.
+        """
         out = np.empty((len(self.members), len(volume_scales), len(crystals)))
         device = next(self.members[0].parameters()).device
-        graphs = PackedGraphs.from_crystals(crystals, self.members[0].settings.cutoff)
-        for rows in _by_edges(graphs, MAX_EDGES_PER_BATCH if device.type == "cpu" else 100 * MAX_EDGES_PER_BATCH):
-            batch = graphs.to(device).batch(rows.to(device))
-            for s, scale in enumerate(volume_scales):
-                scaled = batch.scaled(scale)
-                for m, member in enumerate(self.members):
-                    out[m, s, rows.numpy()] = member(scaled).double().cpu().numpy()
+        packed = PackedGraphs.from_crystals(crystals, self.members[0].settings.cutoff)
+        waiting = _by_edges(packed, MAX_EDGES_PER_BATCH if device.type == "cpu" else 100 * MAX_EDGES_PER_BATCH)
+        graphs = packed.to(device)
+        while waiting:
+            rows = waiting.pop()
+            try:
+                out[:, :, rows.numpy()] = self._answers(graphs.batch(rows.to(device)), volume_scales).cpu().numpy()
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if len(rows) == 1 or not is_out_of_memory(error):
+                    raise
+                waiting += rows.chunk(2)
         return out
+
+    def _answers(self, batch: GraphBatch, volume_scales: Sequence[float]) -> torch.Tensor:
+        """Predict (members, volume scales, crystals) of one batch."""
+        scaled = [batch.scaled(scale) for scale in volume_scales]
+        return torch.stack([torch.stack([member(one).double() for one in scaled]) for member in self.members])
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch ran out of memory, of a GPU or of the machine, which it tells by the message alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def load_kind(path: Path, name: str, kinds: Sequence[str], device: torch.device | str) -> tuple[list[Network], dict[str, Any]]:

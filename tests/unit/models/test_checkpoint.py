@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from small_networks import small_network
 
 from gnome.crystals.crystal import Crystal
 from gnome.errors import InvalidCheckpoint
+from gnome.graphs.crystal_graph import GraphBatch
 from gnome.models.checkpoint import load_ensemble, save_ensemble
 from gnome.models.energy_model import validate_energy_model, validate_formula_model
 from gnome.models.ensemble import StructuralEnsemble, median_and_spread
@@ -70,6 +72,31 @@ class PerFormula:
 
     def member_energies(self, compositions: Sequence[Mapping[int, int]]) -> NDArray[np.float64]:
         return np.tile([float(sum(composition.values())) for composition in compositions], (2, 1))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_batch_too_large_for_memory_is_halved(
+    saved: Path, crystals: list[Crystal], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    ensemble = StructuralEnsemble.load(saved)
+    expected = ensemble.member_energies(crystals)
+    answers, sizes = StructuralEnsemble._answers, []
+
+    def small(self: StructuralEnsemble, batch: GraphBatch, scales: Sequence[float]) -> torch.Tensor:
+        sizes.append(len(batch.n_node))
+        if len(batch.n_node) > most:
+            raise error
+        return answers(self, batch, scales)
+
+    most = 2
+    monkeypatch.setattr(StructuralEnsemble, "_answers", small)
+    np.testing.assert_allclose(ensemble.member_energies(crystals), expected, atol=1e-6)
+    assert max(sizes) > most
+    most = 0
+    with pytest.raises(type(error)):
+        ensemble.member_energies(crystals)
 
 
 def test_a_broken_promise_is_named(crystals: list[Crystal]) -> None:
