@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from flows.progress import Listener
+from flows.training_log import TrainingLog
 from gnome.atomic_write import require_writable
 from gnome.crystals.formula import parse_formula
 from gnome.errors import InvalidCheckpoint, InvalidInput
@@ -96,9 +97,11 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
         labelled_subset(examples.inputs, examples.targets, rows, device) for rows in (split.train, split.validation, split.test)
     )
     state = _state_folder(request.out)
+    log = TrainingLog(request.out, resumed=state.exists())
     with listener.stage("training", request.members * request.epochs, "epochs") as count:
 
-        def on_epoch(_member: int, _record: EpochRecord) -> None:
+        def on_epoch(member: int, record: EpochRecord) -> None:
+            log.add(member, record)
             count()
 
         indices = range(request.members)
@@ -108,6 +111,7 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
             for own in together
             for network in train_members(own, recipe, train, validation, state_folder=state, on_epoch=on_epoch)
         ]
+    log.finish()
     card: dict[str, Any] = {
         "method": request.method,
         "elements": sorted({z for i in split.train for z in parse_formula(examples.formulas[i])}),

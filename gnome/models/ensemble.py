@@ -98,7 +98,7 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
             rows = waiting.pop()
             try:
                 out[:, :, rows.numpy()] = self._answers(graphs.batch(rows.to(device)), volume_scales).cpu().numpy()
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 if len(rows) == 1 or not is_out_of_memory(error):
                     raise
                 waiting += rows.chunk(2)

@@ -117,7 +117,13 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
         train_files(request(tmp_path / "broken.safetensors"), Interrupting())
     assert not (tmp_path / "broken.safetensors").exists()
     assert list((tmp_path / "broken.state").glob("member*.pt")), "the state of the interrupted run is kept"
+    with (tmp_path / "broken.log.jsonl").open("a") as file:
+        file.write('{"member": 0, "epo')
     resumed = train_files(request(tmp_path / "broken.safetensors"), Silent())
+    logs = [(tmp_path / f"{name}.log.jsonl").read_text() for name in ("broken", "unbroken")]
+    assert logs[0] == logs[1]
+    assert len(logs[0].splitlines()) == 2 * 6
+    assert (tmp_path / "broken.curves.svg").read_text().startswith("<?xml")
     assert resumed["sha256"] == unbroken["sha256"]
     ours, _ = load_ensemble(tmp_path / "broken.safetensors")
     theirs, _ = load_ensemble(tmp_path / "unbroken.safetensors")

@@ -1,0 +1,73 @@
+"""What a training leaves beside its weights: a line of JSON for every epoch of every member, and a picture of the errors."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from gnome.atomic_write import atomic_write
+from gnome.models.training import EpochRecord
+
+Line = dict[str, Any]
+
+
+class TrainingLog:
+    """Lines are added as epochs end; an interrupted run that goes on adds to what is there, and in the end each epoch has one line."""
+
+    def __init__(self, out: Path, *, resumed: bool) -> None:
+        """Begin the log of the weights `out`, anew unless the run is resumed."""
+        self.path, self.picture = out.with_suffix(".log.jsonl"), out.with_suffix(".curves.svg")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not resumed:
+            self.path.unlink(missing_ok=True)
+
+    def add(self, member: int, record: EpochRecord) -> None:
+        """Add an epoch of a member."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"member": member, **asdict(record)}) + "\n")
+
+    def finish(self) -> None:
+        """Put the lines in order, each epoch once, and draw them."""
+        lines = {(line["member"], line["epoch"]): line for line in self._lines()}
+        ordered = [lines[key] for key in sorted(lines)]
+        with atomic_write(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in ordered))
+        if ordered:
+            _draw(ordered, self.picture)
+
+    def _lines(self) -> list[Line]:
+        found = []
+        for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+            try:
+                found.append(json.loads(text))
+            except ValueError:  # cut short by a kill; the epoch is trained again
+                continue
+        return found
+
+
+def _draw(lines: Sequence[Line], path: Path) -> None:
+    mpl.use("svg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - the backend is chosen first
+    from matplotlib.ticker import ScalarFormatter  # noqa: PLC0415
+
+    figure, axis = plt.subplots(figsize=(6, 4.2))
+    members = sorted({line["member"] for line in lines})
+    for name, colour, label in (("train_mae", "#c2571a", "training"), ("validation_mae", "#1f5fa8", "validation")):
+        for member in members:
+            own = [line for line in lines if line["member"] == member]
+            errors = [1000 * line[name] for line in own]
+            axis.plot(
+                [line["epoch"] for line in own], errors, color=colour, linewidth=1, label=label if member == members[0] else None
+            )
+    axis.set(yscale="log", xlabel="epoch", ylabel="mean absolute error, meV/atom", title=f"{len(members)} members")
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(ScalarFormatter())
+    axis.grid(visible=True, which="both", linewidth=0.3)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    plt.close(figure)
