@@ -25,7 +25,7 @@ from gpu_timing import conditions, print_table
 
 from gnome.crystals.shards import read_shard
 from gnome.graphs.crystal_graph import PackedGraphs
-from gnome.models.datasets import labelled_subset, pack_crystals, split_by_formula
+from gnome.models.datasets import labelled_subset, split_by_formula
 from gnome.models.structural import StructuralNetwork, StructuralSettings
 from gnome.models.training import TrainSettings, fit, predict
 from gnome.quantities import Quantity
@@ -37,7 +37,7 @@ Row = dict[str, Any]
 Part = tuple[PackedGraphs, np.ndarray]
 
 
-def read_parts(path: Path, rows: int, workers: int) -> dict[str, Part]:
+def read_parts(path: Path, rows: int) -> dict[str, Part]:
     """Graphs and labels of the three parts, of a random but fixed choice of rows."""
     crystals, columns, _ = read_shard(path)
     chosen = np.random.default_rng(0).permutation(len(crystals))[:rows]
@@ -48,7 +48,7 @@ def read_parts(path: Path, rows: int, workers: int) -> dict[str, Part]:
     for name in ("train", "validation", "test"):
         own = getattr(split, name)
         parts[name] = (
-            pack_crystals([crystals[i] for i in own], StructuralSettings().cutoff, workers=workers),
+            PackedGraphs.from_crystals([crystals[i] for i in own], StructuralSettings().cutoff),
             targets[own],
         )
     return parts
@@ -133,7 +133,7 @@ def main() -> None:
     ]  # fmt: skip
     on_gpu = torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
-    parts = read_parts(options.shard, options.rows, os.cpu_count() or 1)
+    parts = read_parts(options.shard, options.rows)
     print(", ".join(f"{name}: {len(targets)}" for name, (_, targets) in parts.items()), flush=True)
     jobs = [(arm, seed, settings, parts, device) for arm, seed in missing]
     with ProcessPoolExecutor(max(1, len(jobs)) if on_gpu else 1, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -1,4 +1,4 @@
-"""Crystals a second turned into graphs, on one core and on all: ours beside ASE's and pymatgen's neighbour lists, in turns.
+"""Crystals a second turned into graphs, on one core and on all: ours beside the neighbour lists of vesin, ASE and pymatgen.
 
     python benchmarks/graph_building.py [SHARDS/structures.parquet] [--crystals 4000] [--cutoff 5]
 
@@ -15,20 +15,32 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 from gpu_timing import conditions, print_table, write_row
 from pymatgen.core import Lattice
 from pymatgen.optimization.neighbors import find_points_in_spheres
+from vesin import NeighborList
 
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
-from gnome.models.datasets import pack_crystals
+from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.shipped import shipped_data
 
 
-def ours(crystals: list[Crystal], cutoff: float, workers: int) -> int:
-    return int(pack_crystals(crystals, cutoff, workers=workers).edge_start[-1])
+def ours(crystals: list[Crystal], cutoff: float, threads: int, device: str = "cpu") -> int:
+    torch.set_num_threads(threads)
+    return int(PackedGraphs.from_crystals(crystals, cutoff, device).edge_start[-1])
+
+
+def of_vesin(crystals: list[Crystal], cutoff: float) -> int:
+    neighbours, total = NeighborList(cutoff=cutoff, full_list=True), 0
+    for crystal in crystals:
+        points, box = np.ascontiguousarray(crystal.cart_coords), np.ascontiguousarray(crystal.lattice)
+        senders, *_ = neighbours.compute(points=points, box=box, periodic=True, quantities="ijSD")
+        total += len(senders)
+    return total
 
 
 def of_ase(crystals: list[Crystal], cutoff: float) -> int:
@@ -64,11 +76,14 @@ def main() -> None:
     crystals = list(islice(cycle(known), options.crystals))
     cores = len(os.sched_getaffinity(0))
     arms: dict[str, Callable[[], int]] = {
-        "ours, one core": lambda: ours(crystals, options.cutoff, 0),
+        "ours, one core": lambda: ours(crystals, options.cutoff, 1),
         f"ours, {cores} cores": lambda: ours(crystals, options.cutoff, cores),
+        "vesin, one core": lambda: of_vesin(crystals, options.cutoff),
         "ASE, one core": lambda: of_ase(crystals, options.cutoff),
         "pymatgen, one core": lambda: of_pymatgen(crystals, options.cutoff),
     }
+    if torch.cuda.is_available():
+        arms["ours, GPU"] = lambda: ours(crystals, options.cutoff, cores, "cuda")
     atoms = float(np.mean([crystal.n_atoms for crystal in crystals]))
     print(conditions(), f"{len(crystals)} crystals of {atoms:.1f} atoms on average, cutoff {options.cutoff:g} angstrom")
     times: dict[str, list[float]] = {name: [] for name in arms}

@@ -27,7 +27,7 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
 from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.angular_network import AngularSettings
-from gnome.models.datasets import labelled_subset, pack_crystals, split_by_formula
+from gnome.models.datasets import labelled_subset, split_by_formula
 from gnome.models.recipes import STRUCTURE_TRAIN, untrained, varied
 from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, Run, TrainSettings, predict
@@ -54,7 +54,7 @@ class Job:
         return varied(NETWORKS[name], replace(TRAIN, seed=self.seed, epochs=self.epochs), words)
 
 
-def write_parts(path: Path, folder: Path, cutoffs: set[float], rows: int | None, workers: int) -> None:
+def write_parts(path: Path, folder: Path, cutoffs: set[float], rows: int | None) -> None:
     """Build the graphs for each cutoff once, for all runs to read."""
     crystals, columns, _ = read_shard(path)
     crystals = crystals[:rows]
@@ -68,11 +68,12 @@ def write_parts(path: Path, folder: Path, cutoffs: set[float], rows: int | None,
         reported=split.test[of_wbm[split.test]],
     )
     for cutoff in sorted(cutoffs):
-        torch.save(packed_arrays(crystals, cutoff, workers), folder / f"graphs-{cutoff}.pt")
+        torch.save(packed_arrays(crystals, cutoff), folder / f"graphs-{cutoff}.pt")
 
 
-def packed_arrays(crystals: list[Crystal], cutoff: float, workers: int) -> dict[str, torch.Tensor]:
-    pack = pack_crystals(crystals, cutoff, workers=workers)
+def packed_arrays(crystals: list[Crystal], cutoff: float) -> dict[str, torch.Tensor]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pack = PackedGraphs.from_crystals(crystals, cutoff, device).to("cpu")
     return {field.name: getattr(pack, field.name) for field in fields(pack)}
 
 
@@ -131,7 +132,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=None, help="use only the first rows, for a trial")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--processes", type=int, default=2, help="on each GPU")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that build graphs")
     options = parser.parse_args()
     print(conditions())
     out = Path(os.environ.get("OUT", "."))
@@ -139,7 +139,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         jobs = [Job(arm, seed, options.epochs, Path(folder)) for seed in options.seeds for arm in options.arms]
         cutoffs = {job.settings[0].cutoff for job in jobs}
-        write_parts(options.structures, Path(folder), cutoffs, options.rows, options.workers)
+        write_parts(options.structures, Path(folder), cutoffs, options.rows)
         for row in train_jobs(prepare, jobs, alone=lambda _: False, compiled=options.compile, processes=options.processes):
             rows.append(row)
             kept = {name: value for name, value in row.items() if name != "answers"}

@@ -45,7 +45,7 @@ class Job:
     folder: Path
 
 
-def write_examples(path: Path, others: dict[str, Path], folder: Path, cutoff: float, workers: int) -> tuple[int, dict[str, int]]:
+def write_examples(path: Path, others: dict[str, Path], folder: Path, cutoff: float) -> tuple[int, dict[str, int]]:
     """Build all graphs once; returns the number of training crystals and those of each reported set."""
     crystals, columns, _ = read_shard(path)
     formulas, targets = list(columns[Quantity.REDUCED_FORMULA]), list(columns[Quantity.E_FORM_PER_ATOM])
@@ -61,7 +61,7 @@ def write_examples(path: Path, others: dict[str, Path], folder: Path, cutoff: fl
     np.savez(
         folder / "rows.npz", targets=np.array(targets), **rows, **{f"reported {name}": own for name, own in reported.items()}
     )
-    torch.save(packed_arrays(crystals, cutoff, workers), folder / "graphs.pt")
+    torch.save(packed_arrays(crystals, cutoff), folder / "graphs.pt")
     return len(rows["train"]), {name: len(own) for name, own in reported.items()}
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     others = {name: Path(file) for name, file in (pair.split("=", 1) for pair in options.others)}
     with tempfile.TemporaryDirectory() as folder:
         shape, _ = varied(NETWORKS[options.structure[0]], STRUCTURE_TRAIN, options.structure[1:])
-        n, n_reported = write_examples(options.structures, others, Path(folder), shape.cutoff, os.cpu_count() or 1)
+        n, n_reported = write_examples(options.structures, others, Path(folder), shape.cutoff)
         jobs = [
             Job(size, seed, tuple(options.structure), scaling, Path(folder))
             for size in reversed(scaling.training_sizes(n))  # the longest first

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from gnome.crystals.shards import read_shard
 from gnome.fp8 import EdgeOrder
+from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.angular_network import AngularNetwork, AngularSettings
-from gnome.models.datasets import pack_crystals
 from gnome.models.training import Labelled, TrainSettings, fit
 from gnome.quantities import Quantity
 
@@ -119,9 +119,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     crystals, columns, _ = read_shard(options.structures)
     crystals, labels = crystals[: options.rows], columns[Quantity.E_FORM_PER_ATOM][: options.rows]
-    pack = pack_crystals(crystals, AngularSettings().cutoff, workers=8 if device.type == "cuda" else 2)
-    data = Labelled(pack.to(device), torch.tensor(labels, dtype=torch.float32, device=device))
-    nothing = Labelled(pack_crystals([], 5.0).to(device), torch.zeros(0, device=device))
+    began = time.perf_counter()
+    pack = PackedGraphs.from_crystals(crystals, AngularSettings().cutoff, device)
+    print(f"graphs in {time.perf_counter() - began:.2f} s")
+    data = Labelled(pack, torch.tensor(labels, dtype=torch.float32, device=device))
+    nothing = Labelled(PackedGraphs.from_crystals([], 5.0, device), torch.zeros(0, device=device))
     print(f"{len(pack):,} crystals, {int(pack.edge_start[-1]):,} edges")
     found, rows = arms(options.width, options.channels), []
     for name in options.arms or found:

@@ -27,9 +27,10 @@ from calibration_checks import check_errors, check_stable
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import parse_formula
 from gnome.crystals.shards import read_shard
+from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.checkpoint import load_ensemble, save_ensemble
 from gnome.models.compositional import TARGETS
-from gnome.models.datasets import Split, labelled_subset, pack_crystals, split_by_formula
+from gnome.models.datasets import Split, labelled_subset, split_by_formula
 from gnome.models.ensemble import calibrate_crystals, median_and_spread
 from gnome.models.formula_ensemble import STABLE, calibrate_formulas
 from gnome.models.formulas import PackedFormulas
@@ -313,7 +314,7 @@ def train_structural(structures: Structures, options: argparse.Namespace) -> Non
     network, train = varied(STRUCTURES[name], train, changes)
     settings = EnsembleSettings(network=replace(network, **structures.shape), train=train, members=options.members)
     begin = time.perf_counter()
-    pack = pack_crystals(structures.crystals, network.cutoff, workers=options.workers)
+    pack = PackedGraphs.from_crystals(structures.crystals, network.cutoff, options.device).to("cpu")  # for all processes
     log(f"graphs: {len(pack.senders):,} edges in {time.perf_counter() - begin:.0f} s")
     split, targets = structures.split, structures.targets
     members = train_all("structural", settings, (pack, targets, split.train, split.validation), options)
@@ -364,7 +365,6 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=None, help="use only the first rows, for a trial")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--workers", type=int, default=2)
     return parser.parse_args()
 
 

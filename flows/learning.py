@@ -119,7 +119,7 @@ def retrain(
     )
     folder = workspace.settings.data_folder / "models"
     states = folder / f"training-{_digest(current.model_id, method, asdict(recipe), [row.id for row in rows])}"
-    nothing = Labelled(PackedGraphs.from_graphs([]), torch.zeros(0))
+    nothing = Labelled(PackedGraphs.from_crystals([], 1.0), torch.zeros(0))
     with workspace.listener.stage("retraining", recipe.members * settings.epochs, "epochs") as count:
 
         def on_epoch(_member: int, _record: EpochRecord) -> None:

@@ -15,9 +15,10 @@ from flows.training_log import TrainingLog
 from gnome.atomic_write import require_writable
 from gnome.crystals.formula import parse_formula
 from gnome.errors import InvalidCheckpoint, InvalidInput
+from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.checkpoint import load_ensemble, read_card, save_ensemble
 from gnome.models.compositional import TARGETS, CompositionalSettings
-from gnome.models.datasets import Split, labelled_subset, pack_crystals, read_labelled_crystals, split_by_formula
+from gnome.models.datasets import Split, labelled_subset, read_labelled_crystals, split_by_formula
 from gnome.models.ensemble import calibrate_crystals, median_and_spread
 from gnome.models.formula_ensemble import calibrate_formulas
 from gnome.models.formula_labels import read_labelled_formulas
@@ -170,7 +171,8 @@ def read_examples(request: TrainRequest) -> Examples:
     """Pack graphs of all crystals, or formulas with their lowest energies."""
     if request.kind == "structural":
         crystals, energies = read_labelled_crystals(request.files)
-        pack = pack_crystals(crystals, StructuralSettings().cutoff, workers=2)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        pack = PackedGraphs.from_crystals(crystals, StructuralSettings().cutoff, device)
         return Examples(pack, energies, [crystal.reduced_formula for crystal in crystals])
     labelled = read_labelled_formulas(request.files)
     return Examples(labelled.pack(), labelled.targets, labelled.formulas)

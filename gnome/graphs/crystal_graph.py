@@ -5,7 +5,7 @@ lie by their receivers, and each knows the edge that goes the other way, so that
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -14,56 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from vesin import NeighborList
 
 from gnome.crystals.crystal import Crystal
+from gnome.graphs.neighbours import find_neighbours
 
 _ROUND = 128
-
-
-@dataclass(frozen=True)
-class CrystalGraph:
-    """Edges of one crystal, senders to receivers.
-
-    senders, receivers, reverse (n_edge,), the last the number of the edge that goes the other way; cell_shift (n_edge, 3), the integer
-    image of the receiver; vectors (n_edge, 3) from sender to receiver, angstrom.
-    """
-
-    atomic_numbers: NDArray[np.int64]
-    senders: NDArray[np.int64]
-    receivers: NDArray[np.int64]
-    cell_shift: NDArray[np.int64]
-    vectors: NDArray[np.float64]
-    reverse: NDArray[np.int64]
-
-    @property
-    def distances(self) -> NDArray[np.float64]:
-        """Lengths of the edges (n_edge,), angstrom."""
-        return np.asarray(np.linalg.norm(self.vectors, axis=1))
-
-
-def build_graph(crystal: Crystal, cutoff: float) -> CrystalGraph:
-    """Find all neighbours up to `cutoff` angstrom, each pair both ways, in a fixed order.
-
-    The geometric gate (`gnome.crystals.validity`) comes first: a degenerate cell would make the search run without end.
-    """
-    neighbors = NeighborList(cutoff=cutoff, full_list=True)
-    points = np.ascontiguousarray(crystal.cart_coords)
-    senders, receivers, shift, vectors = neighbors.compute(
-        points=points, box=np.ascontiguousarray(crystal.lattice), periodic=True, quantities="ijSD"
-    )
-    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], senders, receivers))
-    opposite = np.lexsort((-shift[:, 2], -shift[:, 1], -shift[:, 0], receivers, senders))
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    return CrystalGraph(
-        crystal.atomic_numbers,
-        senders[order].astype(np.int64),
-        receivers[order].astype(np.int64),
-        shift[order].astype(np.int64),
-        vectors[order],
-        place[opposite],
-    )
 
 
 @dataclass(frozen=True)
@@ -128,31 +83,28 @@ class PackedGraphs:
     edge_start: Tensor
 
     @classmethod
-    def from_crystals(cls, crystals: Iterable[Crystal], cutoff: float) -> Self:
-        """Build the graphs of gated crystals."""
-        return cls.from_graphs([build_graph(crystal, cutoff) for crystal in crystals])
-
-    @classmethod
-    def from_graphs(cls, graphs: Sequence[CrystalGraph]) -> Self:
-        """Pack graphs in their order."""
+    def from_crystals(cls, crystals: Sequence[Crystal], cutoff: float, device: torch.device | str = "cpu") -> Self:
+        """Build the graphs of gated crystals on a device: all neighbours up to `cutoff` angstrom, each pair both ways, in a fixed order."""
+        numbers = _flat([crystal.atomic_numbers for crystal in crystals], np.uint8)
+        lattices = _flat([crystal.lattice for crystal in crystals], np.float64).reshape(-1, 3, 3)
+        coords = _flat([crystal.frac_coords for crystal in crystals], np.float64).reshape(-1, 3)
+        n_atoms = torch.tensor([crystal.n_atoms for crystal in crystals], dtype=torch.long, device=device)
+        edges = find_neighbours(torch.from_numpy(lattices).to(device), torch.from_numpy(coords).to(device), n_atoms, cutoff)
         return cls(
-            torch.from_numpy(_flat([graph.atomic_numbers for graph in graphs], np.uint8)),
-            torch.from_numpy(_flat([graph.senders for graph in graphs], np.int32)),
-            torch.from_numpy(_flat([graph.receivers for graph in graphs], np.int32)),
-            torch.from_numpy(_flat([graph.reverse for graph in graphs], np.int32)),
-            torch.from_numpy(_flat([graph.vectors for graph in graphs], np.float32).reshape(-1, 3)),
-            _starts([len(graph.atomic_numbers) for graph in graphs]),
-            _starts([len(graph.senders) for graph in graphs]),
+            torch.from_numpy(numbers).to(device),
+            edges.senders.int(),
+            edges.receivers.int(),
+            edges.reverse.int(),
+            edges.vectors.float(),
+            _starts(n_atoms),
+            _starts(edges.n_edge),
         )
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Join packs in their order."""
         flat = [torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)[:5]]
-        starts = []
-        for name in ("node_start", "edge_start"):
-            sizes = torch.cat([getattr(part, name).diff() for part in parts])
-            starts.append(torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]))
+        starts = [_starts(torch.cat([getattr(part, name).diff() for part in parts])) for name in ("node_start", "edge_start")]
         return cls(*flat, *starts)
 
     def __len__(self) -> int:
@@ -240,8 +192,8 @@ def _flat(arrays: Sequence[NDArray[np.generic]], dtype: type[np.generic]) -> NDA
     return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(0, dtype)
 
 
-def _starts(sizes: Sequence[int]) -> Tensor:
-    return torch.from_numpy(np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64))
+def _starts(sizes: Tensor) -> Tensor:
+    return functional.pad(sizes.cumsum(0), (1, 0))
 
 
 def _select_padded(start: Tensor, indices: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:

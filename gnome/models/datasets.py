@@ -1,10 +1,7 @@
 """From shards of crystals to packed inputs with targets, split by the hash of the composition."""
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
-from functools import partial
-from multiprocessing import get_context
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +14,12 @@ from gnome.crystals.formula import split_bucket
 from gnome.crystals.shards import read_shard
 from gnome.crystals.validity import check_crystal
 from gnome.errors import InvalidCrystal, InvalidInput
-from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.training import FixedInputs, Inputs, Labelled
 from gnome.quantities import PLAUSIBLE_E_FORM, Quantity
 
 TRAIN_BUCKETS = range(55)
 VALIDATION_BUCKETS = range(55, 60)
 TEST_BUCKETS = range(60, 70)
-_CHUNK = 2000
 
 
 @dataclass(frozen=True)
@@ -64,22 +59,6 @@ def read_labelled_crystals(paths: Sequence[Path]) -> tuple[list[Crystal], NDArra
         crystals += rows
         targets += columns[Quantity.E_FORM_PER_ATOM]
     return crystals, np.array(targets, dtype=np.float64)
-
-
-def pack_crystals(crystals: Sequence[Crystal], cutoff: float, *, workers: int = 0) -> PackedGraphs:
-    """Build the graphs of gated crystals, in worker processes when there are many and `workers` allows it."""
-    if workers <= 1 or len(crystals) <= _CHUNK:
-        return PackedGraphs.from_crystals(crystals, cutoff)
-    chunks = [crystals[start : start + _CHUNK] for start in range(0, len(crystals), _CHUNK)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        parts = pool.map(partial(_pack_arrays, cutoff=cutoff), chunks)
-        return PackedGraphs.concatenate([PackedGraphs(*map(torch.from_numpy, part)) for part in parts])
-
-
-def _pack_arrays(crystals: Sequence[Crystal], cutoff: float) -> list[NDArray[np.generic]]:
-    """Pack in a worker; NumPy arrays travel between processes without shared-memory files."""
-    pack = PackedGraphs.from_crystals(crystals, cutoff)
-    return [getattr(pack, field.name).numpy() for field in fields(pack)]
 
 
 def labelled_subset(

@@ -91,9 +91,10 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
         """
         out = np.empty((len(self.members), len(volume_scales), len(crystals)))
         device = next(self.members[0].parameters()).device
-        packed = PackedGraphs.from_crystals(crystals, self.members[0].settings.cutoff)
-        waiting = _by_edges(packed, MAX_EDGES_PER_BATCH if device.type == "cpu" else 100 * MAX_EDGES_PER_BATCH)
-        graphs = packed.to(device)
+        graphs = PackedGraphs.from_crystals(crystals, self.members[0].settings.cutoff, device)
+        waiting = _by_edges(
+            graphs.edge_start.tolist(), MAX_EDGES_PER_BATCH if device.type == "cpu" else 100 * MAX_EDGES_PER_BATCH
+        )
         while waiting:
             rows = waiting.pop()
             try:
@@ -123,13 +124,13 @@ def load_kind(path: Path, name: str, kinds: Sequence[str], device: torch.device 
     return [member.to(device) for member in members], card
 
 
-def _by_edges(graphs: PackedGraphs, limit: int) -> list[torch.Tensor]:
-    """Runs of consecutive crystals with at most `limit` edges, at least one crystal each."""
-    runs, start = [], 0
-    for i in range(len(graphs)):
-        if i > start and int(graphs.edge_start[i + 1] - graphs.edge_start[start]) > limit:
+def _by_edges(starts: Sequence[int], limit: int) -> list[torch.Tensor]:
+    """Runs of consecutive crystals, whose edges begin at `starts`, with at most `limit` edges, at least one crystal each."""
+    runs, start, n = [], 0, len(starts) - 1
+    for i in range(n):
+        if i > start and starts[i + 1] - starts[start] > limit:
             runs.append(torch.arange(start, i))
             start = i
-    if start < len(graphs):
-        runs.append(torch.arange(start, len(graphs)))
+    if start < n:
+        runs.append(torch.arange(start, n))
     return runs

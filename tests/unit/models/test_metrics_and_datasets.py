@@ -10,7 +10,7 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import split_bucket
 from gnome.crystals.shards import write_shard
 from gnome.errors import InvalidInput
-from gnome.models.datasets import pack_crystals, read_labelled_crystals, split_by_formula
+from gnome.models.datasets import read_labelled_crystals, split_by_formula
 from gnome.models.metrics import atomic_fractions, bootstrap, fit_linear_model, mean_absolute_error, score, spearman
 from gnome.quantities import Quantity
 
@@ -84,10 +84,3 @@ def test_a_shard_without_labels_is_refused(tmp_path: Path, crystals: list[Crysta
     write_shard(path, crystals[:3])
     with pytest.raises(InvalidInput, match="no column e_form_per_atom"):
         read_labelled_crystals([path])
-
-
-def test_packing_in_processes_equals_packing_here(crystals: list[Crystal], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gnome.models.datasets._CHUNK", 20)
-    here, there = pack_crystals(crystals, 4.0), pack_crystals(crystals, 4.0, workers=2)
-    assert here.vectors.equal(there.vectors)
-    assert here.edge_start.equal(there.edge_start)
