@@ -4,7 +4,7 @@
     python data/train_ensembles.py SHARDS OUT
 
 On GPUs the members train at the same time: structure networks one process each, formula networks together in two processes a GPU.
-Needs torch, torch-geometric, numpy, scipy, pyarrow, safetensors and vesin.  The split is by composition: buckets 0-54 train, 55-59 stop
+Needs torch, torch-geometric, numpy, scipy, pandas, pyarrow and safetensors.  The split is by composition: buckets 0-54 train, 55-59 stop
 and choose, 60-69 are reported.
 """
 
