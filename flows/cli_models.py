@@ -159,6 +159,8 @@ def train_command(
     """Train an ensemble; a run that was interrupted goes on when the same command is given again.
 
     gnome train structural shards/*.parquet --out my.safetensors --method my-pbe
+
+    On several GPUs, which share the members: torchrun --nproc-per-node 8 -m flows.cli train ...
     """
     from flows.progress import Bars  # noqa: PLC0415
     from flows.training import TrainRequest, train_files  # noqa: PLC0415
@@ -171,6 +173,8 @@ def train_command(
         _scaling_law(request, smallest, as_json=as_json)
         return
     card = train_files(request, Bars(make_console(stderr=as_json)))
+    if card is None:  # another process of the run says it
+        return
     if as_json:
         print_json(card)
         return

@@ -29,7 +29,8 @@ def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listene
     """Train on growing parts of the training crystals; writes OUT.scaling.json and OUT.scaling.svg and returns the former."""
     if request.kind != "structural":
         raise InvalidInput("--scaling-law is for structural networks")
-    read = read_examples(request)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    read = read_examples(request, device)
     split = split_by_formula(read.formulas)
     many = np.array([len(parse_formula(formula)) > MOST_ELEMENTS for formula in read.formulas])
     train, validation = (rows[~many[rows]] for rows in (split.train, split.validation))
@@ -40,7 +41,6 @@ def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listene
     if not len(validation) or not examples.reported:
         raise InvalidInput("the files hold no crystals of the validation or of the test buckets")
     sizes, recipe = scaling.training_sizes(len(train)), recipe_for(request, read.columns[train])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     points: list[Point] = []
     with listener.stage("training", len(sizes) * scaling.seeds, "runs") as count:
         for n in sizes:

@@ -1,7 +1,7 @@
 """`gnome train`: shards of labelled crystals in, an ensemble with its card out."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from gnome.atomic_write import require_writable
 from gnome.crystals.formula import parse_formula
 from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.graphs.crystal_graph import PackedGraphs
-from gnome.models.checkpoint import load_ensemble, read_card, save_ensemble
+from gnome.models.checkpoint import Network, load_ensemble, read_card, save_ensemble
 from gnome.models.compositional import TARGETS, CompositionalSettings
 from gnome.models.datasets import Split, labelled_subset, read_labelled_crystals, split_by_formula
 from gnome.models.ensemble import calibrate_crystals, median_and_spread
@@ -24,6 +24,7 @@ from gnome.models.formula_ensemble import calibrate_formulas
 from gnome.models.formula_labels import read_labelled_formulas
 from gnome.models.linear import Precision
 from gnome.models.metrics import Array, atomic_fractions, fit_linear_model, score
+from gnome.models.ranks import Ranks
 from gnome.models.recipes import EnsembleSettings, NetworkSettings, train_members
 from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, Inputs, Labelled, TrainSettings, predict
@@ -83,36 +84,28 @@ class Examples:
         return self.targets.reshape(len(self.targets), -1)
 
 
-def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
-    """Train and measure; returns the card as it was written."""
-    examples = read_examples(request)
+def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any] | None:
+    """Train and measure; returns the card as it was written.
+
+    Processes that torchrun started share the members, and the folder that `out` is in; all but the first return None.
+    """
+    ranks = Ranks.from_environment()
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    examples = read_examples(request, ranks.device)
     split = split_by_formula(examples.formulas)
     if min(len(split.train), len(split.validation)) < MIN_EXAMPLES:
         raise InvalidInput(
             f"{len(split.train)} examples to train and {len(split.validation)} to validate on (split by the hash of the formula); "
             f"at least {MIN_EXAMPLES} of each are needed"
         )
-    recipe = recipe_for(request, examples.columns[split.train])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train, validation, test = (
-        labelled_subset(examples.inputs, examples.targets, rows, device) for rows in (split.train, split.validation, split.test)
-    )
-    state = _state_folder(request.out)
-    log = TrainingLog(request.out, resumed=state.exists())
-    with listener.stage("training", request.members * request.epochs, "epochs") as count:
-
-        def on_epoch(member: int, record: EpochRecord) -> None:
-            log.add(member, record)
-            count()
-
-        indices = range(request.members)
-        together = [indices] if device == "cuda" and request.kind == "compositional" else [[i] for i in indices]
-        members = [
-            network
-            for own in together
-            for network in train_members(own, recipe, train, validation, state_folder=state, on_epoch=on_epoch)
-        ]
-    log.finish()
+    parts = {
+        name: labelled_subset(examples.inputs, examples.targets, getattr(split, name), ranks.device)
+        for name in ("train", "validation", "test")
+    }
+    members = _train(request, recipe_for(request, examples.columns[split.train]), parts, ranks, listener)
+    if members is None:
+        return None
     card: dict[str, Any] = {
         "method": request.method,
         "elements": sorted({z for i in split.train for z in parse_formula(examples.formulas[i])}),
@@ -122,24 +115,72 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any]:
     }
     save_ensemble(request.out, members, card)
     shipped, _ = load_ensemble(request.out)  # the weights as they were rounded for the file
+    written = save_ensemble(request.out, members, card | _measured(request, shipped, examples, split, parts))
+    _forget_states(request)
+    return written
+
+
+def _train(
+    request: TrainRequest, recipe: EnsembleSettings, parts: Mapping[str, Labelled], ranks: Ranks, listener: Listener
+) -> list[Network] | None:
+    """Train this process's share of the members; the first process returns all, when the others are done."""
+    state = _state_folder(request.out)
+    log = TrainingLog(request.out, resumed=state.exists() or ranks.rank > 0)
+    own = ranks.share(request.members)
+    with listener.stage("training", len(own) * request.epochs, "epochs") as count:
+
+        def on_epoch(member: int, record: EpochRecord) -> None:
+            log.add(member, record)
+            count()
+
+        at_once = len(own) if ranks.device.type == "cuda" and request.kind == "compositional" else 1
+        groups = [own[i : i + at_once] for i in range(0, len(own), at_once)]
+        data = parts["train"], parts["validation"]
+        trained = {
+            index: network
+            for group in groups
+            for index, network in zip(
+                group, train_members(group, recipe, *data, state_folder=state, on_epoch=on_epoch), strict=True
+            )
+        }
+    ranks.wait()
+    if ranks.rank > 0:
+        return None
+    others = [index for index in range(request.members) if index not in trained]
+    trained |= dict(
+        zip(others, train_members(others, recipe, *data, state_folder=state), strict=True)
+    )  # as their states are whole
+    log.finish()
+    return [trained[index] for index in range(request.members)]
+
+
+def _measured(
+    request: TrainRequest, members: Sequence[Network], examples: Examples, split: Split, parts: Mapping[str, Labelled]
+) -> dict[str, Any]:
+    """What a card says of the errors of members: calibration on the validation part, metrics on the test part."""
 
     def answers(part: Labelled) -> Array:
-        return np.stack([predict(member.to(device), part.inputs).double().cpu().numpy() for member in shipped])
+        device = part.targets.device
+        return np.stack([predict(member.to(device), part.inputs).double().cpu().numpy() for member in members])
 
+    found: dict[str, Any] = {}
+    held = answers(parts["validation"]), examples.targets[split.validation]
     if request.kind == "compositional":
         knows = {str(name): bool(np.isfinite(examples.columns[split.train, i]).any()) for i, name in enumerate(TARGETS)}
-        calibration = calibrate_formulas(answers(validation), examples.columns[split.validation])
-        card["schemes"] = [{"method": request.method, **knows, "calibration": calibration}]
+        found["schemes"] = [{"method": request.method, **knows, "calibration": calibrate_formulas(*held)}]
     else:
-        card["calibration"] = calibrate_crystals(answers(validation), examples.targets[split.validation])
+        found["calibration"] = calibrate_crystals(*held)
     if len(split.test) > 1:
-        card["metrics"] = measured(request.kind, examples, split, median_and_spread(answers(test))[0])
-    written = save_ensemble(request.out, members, card)
+        found["metrics"] = measured(request.kind, examples, split, median_and_spread(answers(parts["test"]))[0])
+    return found
+
+
+def _forget_states(request: TrainRequest) -> None:
+    state = _state_folder(request.out)
     for i in range(request.members):
         (state / f"member{i}.pt").unlink(missing_ok=True)
     with suppress(OSError):  # a folder that holds something else stays
         state.rmdir()
-    return written
 
 
 def _state_folder(out: Path) -> Path:
@@ -167,11 +208,10 @@ def _check_target(out: Path) -> None:
     require_writable(out)
 
 
-def read_examples(request: TrainRequest) -> Examples:
-    """Pack graphs of all crystals, or formulas with their lowest energies."""
+def read_examples(request: TrainRequest, device: torch.device) -> Examples:
+    """Pack graphs of all crystals, found on a device, or formulas with their lowest energies."""
     if request.kind == "structural":
         crystals, energies = read_labelled_crystals(request.files)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         pack = PackedGraphs.from_crystals(crystals, StructuralSettings().cutoff, device)
         return Examples(pack, energies, [crystal.reduced_formula for crystal in crystals])
     labelled = read_labelled_formulas(request.files)

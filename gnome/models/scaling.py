@@ -59,7 +59,9 @@ class Examples:
     reported: Mapping[str, Rows]
 
 
-def scaling_run(settings: EnsembleSettings, scaling: ScalingSettings, examples: Examples, n: int, seed: int, device: str) -> Run:
+def scaling_run(
+    settings: EnsembleSettings, scaling: ScalingSettings, examples: Examples, n: int, seed: int, device: torch.device | str
+) -> Run:
     """Prepare the training of one network on n of the training examples.
 
     Those of a smaller n are among those of a larger one with the same seed.
@@ -78,7 +80,7 @@ def scaling_run(settings: EnsembleSettings, scaling: ScalingSettings, examples: 
     return Run(network=untrained(settings.network).to(device), train=own, validation=chosen_by, settings=train)
 
 
-def reported_errors(network: torch.nn.Module, examples: Examples, device: str) -> dict[str, float]:
+def reported_errors(network: torch.nn.Module, examples: Examples, device: torch.device | str) -> dict[str, float]:
     """Mean absolute error of each reported set, eV/atom."""
     found = {}
     for name, rows in examples.reported.items():

@@ -1,6 +1,8 @@
 """`gnome train` on small shards, and the shipped seeds in a database of their own."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -129,6 +131,22 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
     theirs, _ = load_ensemble(tmp_path / "unbroken.safetensors")
     for one, other in zip(ours, theirs, strict=True):
         assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def test_processes_share_the_members_and_end_with_the_same_ensemble(run: Run, shard: Path) -> None:
+    arguments = ["train", "structural", shard, *SMALL, "--members", 3, "--json"]
+    alone = run(*arguments, "--out", "alone.safetensors")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "flows.cli"]
+    ended = subprocess.run(
+        [*launcher, *map(str, arguments), "--out", "shared.safetensors"], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["n_members"] == alone["n_members"] == 3
+    for ours, theirs in zip(*(load_ensemble(Path(f"{name}.safetensors"))[0] for name in ("alone", "shared")), strict=True):
+        for name, tensor in ours.state_dict().items():
+            torch.testing.assert_close(tensor, theirs.state_dict()[name], rtol=0, atol=2e-3)  # sums by other numbers of threads
+    assert len(Path("shared.log.jsonl").read_text().splitlines()) == 3 * 3
+    assert not Path("shared.state").exists()
 
 
 @pytest.mark.parametrize(
