@@ -74,13 +74,12 @@ def predict_command(
     if as_json:
         print_json(rows)
     elif as_csv:
-        _write_csv(rows, ("input", *names, Quantity.METHOD, "model"))
+        more = () if formula else (Quantity.E_FORM_UNCERTAINTY, "hull")
+        _write_csv(rows, ("input", *names, *more, Quantity.METHOD, "model"))
     else:
         _print_rows(rows, names)
-        if not formula and any(row[Quantity.E_FORM_PER_ATOM] is not None and row[Quantity.P_STABLE] is None for row in rows):
-            make_console().print(
-                "no p_stable where no hull of known phases has the elements, or the ensemble's errors were never measured; see --hull"
-            )
+        if not formula and (reasons := {_why_no_probability(row, volumes) for row in rows} - {""}):
+            make_console().print(f"no p_stable where {'; or '.join(sorted(reasons))}")
 
 
 @app.command("evaluate")
@@ -109,6 +108,17 @@ def evaluate_command(
     _print_rows(
         rows, (Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.ENERGY_PER_ATOM, Quantity.E_FORM_PER_ATOM, Quantity.REFUSED)
     )
+
+
+def _why_no_probability(row: dict[str, Any], volumes: int) -> str:
+    """Say why a predicted crystal has no probability; empty where it has one, or was refused."""
+    if row[Quantity.E_FORM_PER_ATOM] is None or row[Quantity.P_STABLE] is not None:
+        return ""
+    if volumes != 1:
+        return "several volumes are tried, for which the ensemble's errors are not known"
+    if row["hull"] is None:
+        return "no known phases have the elements: run a round, import crystals, or give --hull"
+    return "the ensemble's errors were never measured: its card has no calibration"
 
 
 def _write_csv(rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:

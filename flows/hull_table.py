@@ -27,9 +27,9 @@ def read_hull(path: Path, method: str) -> ConvexHull:
         try:
             if isinstance(energy, bool) or not isinstance(energy, int | float):
                 raise InvalidInput(f"{Quantity.E_FORM_PER_ATOM} is {energy!r}, which is no number")  # noqa: TRY301 - told with its place
-            hull.add([HullEntry(id=f"{place}", composition=parse_formula(formula), e_form_per_atom=float(energy))])
+            hull.add([HullEntry(id=place, composition=parse_formula(formula), e_form_per_atom=float(energy))])
         except InvalidInput as error:
-            raise InvalidInput(f"{path}: row {place}: {error}") from None
+            raise InvalidInput(f"{path}: {place}: {error}") from None
     if not hull.entries:
         raise InvalidInput(f"{path}: holds no phases")
     return hull
@@ -43,18 +43,20 @@ def column_of(path: Path, names: list[str], wanted: tuple[str, ...]) -> str:
             raise InvalidInput(f"{path}: has {len(found)} columns named {name}; keep one")
         if found:
             return found[0]
-    raise InvalidInput(f"{path}: no column of formulas ({', '.join(wanted)}); it has {', '.join(names) or 'none'}")
+    raise InvalidInput(f"{path}: no column {' or '.join(wanted)}; it has {', '.join(names) or 'none'}")
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str, Any]]:
+def _rows(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Yield where a phase stands, its formula and its energy."""
+    of_parquet = path.suffix.lower() == ".parquet"
     try:
-        table = pq.read_table(path) if path.suffix.lower() == ".parquet" else csv.read_csv(path)
+        table = pq.read_table(path) if of_parquet else csv.read_csv(path)
     except (OSError, pa.ArrowException) as error:
         raise InvalidInput(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from None
     names = list(table.column_names)
-    formulas = table.column(column_of(path, names, FORMULA_COLUMNS)).to_pylist()
-    if names.count(Quantity.E_FORM_PER_ATOM) != 1:
-        raise InvalidInput(f"{path}: needs one column {Quantity.E_FORM_PER_ATOM}; it has {', '.join(names)}")
-    energies = table.column(Quantity.E_FORM_PER_ATOM).to_pylist()
-    for place, (formula, energy) in enumerate(zip(formulas, energies, strict=True)):
+    formulas, energies = (
+        table.column(column_of(path, names, wanted)).to_pylist() for wanted in (FORMULA_COLUMNS, (str(Quantity.E_FORM_PER_ATOM),))
+    )
+    for number, (formula, energy) in enumerate(zip(formulas, energies, strict=True)):
+        place = f"row {number}" if of_parquet else f"line {number + 2}"
         yield place, "" if formula is None else str(formula), energy

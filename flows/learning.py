@@ -7,7 +7,7 @@ energy) are the training set, but for those with a formula of the shipped valida
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +21,9 @@ from gnome.crystals.shards import read_shard
 from gnome.database.records import ModelRecord, TrainingRow
 from gnome.errors import InvalidInput
 from gnome.graphs.crystal_graph import PackedGraphs
-from gnome.models.checkpoint import save_ensemble
+from gnome.models.checkpoint import Network, save_ensemble
 from gnome.models.energy_model import EnergyModel
-from gnome.models.ensemble import StructuralEnsemble
+from gnome.models.ensemble import CrystalNetwork, StructuralEnsemble, calibrate_crystals
 from gnome.models.metrics import bootstrap, mean_absolute_error
 from gnome.models.recipes import EnsembleSettings, train_member
 from gnome.models.training import EpochRecord, Labelled, TrainSettings
@@ -137,10 +137,22 @@ def retrain(
         "learnt_up_to_round": number,
         "trained_on": f"fine-tuned from {current.model_id} on {len(crystals)} crystals of {method} up to round {number}",
     }
+    card |= {
+        "calibration": _calibration(members, card, validation),
+        "calibrated_on": "the shipped validation set",
+    }
     saved = save_ensemble(folder / "structural-{sha256}.safetensors", members, card)
     path = folder / f"structural-{saved['sha256'][:16]}.safetensors"
     shutil.rmtree(states, ignore_errors=True)
     return _judge(workspace, path, saved, current, validation, rows, number)
+
+
+def _calibration(members: Sequence[Network], card: Mapping[str, Any], validation: ValidationSet) -> dict[str, float] | None:
+    """Learn how far an ensemble is off for cells as they are; None where it ran away."""
+    ensemble = StructuralEnsemble([member for member in members if isinstance(member, CrystalNetwork)], card)
+    known = np.array([set(crystal.composition) <= ensemble.elements for crystal in validation.crystals])
+    energies = ensemble.member_energies([crystal for crystal, ok in zip(validation.crystals, known, strict=True) if ok])[:, 0]
+    return calibrate_crystals(energies, validation.e_form_per_atom[known]) if np.isfinite(energies).all() else None
 
 
 def _digest(*parts: Any) -> str:

@@ -1,13 +1,11 @@
 """Files in, predictions or evaluations out, one row an input in its order; what is refused says why."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.evaluating import answers
-from flows.hull_table import read_hull
-from flows.learning import MAX_CALIBRATION, spread_evenly
+from flows.known_phases import KnownPhases, known_phases
 from flows.progress import Listener
 from flows.settings import Settings
 from flows.workspace import current_weights, evaluator_of
@@ -15,13 +13,9 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
 from gnome.crystals.writers import check_target, write_crystals
-from gnome.database.engine import database_exists
-from gnome.database.store import Store
 from gnome.models.ensemble import StructuralEnsemble
 from gnome.quantities import Quantity
-from gnome.stability.hull import ConvexHull
-from pipelines.offset import Offset
-from pipelines.screening import EnsembleEnergies, ScreeningSettings, fit_offset, predict_energies, probabilities_stable
+from pipelines.screening import EnsembleEnergies, ScreeningSettings, predict_energies, probabilities_stable
 
 Row = dict[str, Any]
 
@@ -36,6 +30,8 @@ ANSWERED = (
     Quantity.REFUSED,
 )
 """What a predicted crystal's row has, None where it could not be answered."""
+
+AS_IT_IS = ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0)
 
 
 def read_rows(files: Sequence[Path]) -> tuple[list[Row], list[tuple[Row, Crystal]]]:
@@ -58,45 +54,17 @@ def read_rows(files: Sequence[Path]) -> tuple[list[Row], list[tuple[Row, Crystal
     return rows, usable
 
 
-@dataclass(frozen=True)
-class KnownPhases:
-    """A hull, and what carries an ensemble's predictions over to it where the methods differ."""
-
-    hull: ConvexHull
-    offset: Offset | None = None
-
-
-def known_phases(
-    settings: Settings, ensemble: StructuralEnsemble, table: Path | None, volumes: ScreeningSettings
-) -> KnownPhases | None:
-    """Find what crystals are to be judged by: a table's phases under the ensemble's method, or the database's crystals.
-
-    None where there is neither; of the database, those of the ensemble's method where it has any, else those of its evaluator's.
-    """
-    if table is not None:
-        return KnownPhases(read_hull(table, ensemble.method))
-    if not database_exists(settings.database):
-        return None
-    with Store.open(settings.database, read_only=True) as store:
-        if own := store.hull_entries(ensemble.method):
-            return KnownPhases(ConvexHull(ensemble.method, own))
-        rounds = store.rounds()
-        method = str(rounds[-1].settings["method"]) if rounds else evaluator_of(settings, settings.evaluator).method.label
-        crystals = list(store.crystals_of(method))
-        if not any(set(stored.crystal.composition) <= ensemble.elements for stored in crystals):
-            return None
-        hull = ConvexHull(method, store.hull_entries(method))
-    fitted = spread_evenly(crystals, MAX_CALIBRATION)
-    energies = [float(stored.row[Quantity.E_FORM_PER_ATOM]) for stored in fitted]
-    offset = fit_offset(ensemble, [stored.crystal for stored in fitted], energies, method=method, settings=volumes)
-    return KnownPhases(hull, offset)
-
-
 def predict_files(
     settings: Settings, files: Sequence[Path], *, model: Path | None, volumes: int, hull: Path | None = None
 ) -> list[Row]:
-    """Predict every crystal of the files under the method of the model's labels, and whether it is stable against known phases."""
+    """Predict every crystal of the files under the method of the model's labels, and whether it is stable against known phases.
+
+    What is known of the ensemble's errors holds for cells as they are: with several volumes, and no offset fitted at these, neither
+    uncertainties nor probabilities are given.
+    """
     ensemble = StructuralEnsemble.load(model or current_weights(settings, "structural"))
+    scales = AS_IT_IS if volumes == 1 else ScreeningSettings(n_scales=volumes)
+    phases = known_phases(settings, ensemble, hull, scales)
     rows, usable = read_rows(files)
     known = []
     for row, crystal in usable:
@@ -106,10 +74,8 @@ def predict_files(
             )
         else:
             known.append((row, crystal))
-    as_it_is = ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0)
-    scales = as_it_is if volumes == 1 else ScreeningSettings(n_scales=volumes)
     energies = predict_energies(ensemble, [crystal for _, crystal in known], scales)
-    calibration = ensemble.calibration
+    calibration = ensemble.calibration if volumes == 1 else None
     for row in rows:
         row.update({name: row.get(name) for name in ANSWERED})
     for i, (row, _) in enumerate(known):
@@ -120,8 +86,7 @@ def predict_files(
         row[Quantity.VOLUME_SCALE] = float(energies.volume_scale[i])
         row[Quantity.METHOD] = ensemble.method
         row["model"] = ensemble.model_id
-    phases = known_phases(settings, ensemble, hull, scales) if known else None
-    if phases is not None:
+    if phases is not None and (volumes == 1 or phases.offset is not None):
         _add_probabilities(known, energies, ensemble, phases)
     return rows
 

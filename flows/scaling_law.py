@@ -1,5 +1,6 @@
 """`gnome train --scaling-law`: how the error of a structural network falls with the number of crystals it learns from."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,6 +17,9 @@ from gnome.atomic_write import atomic_write
 from gnome.crystals.formula import parse_formula
 from gnome.errors import InvalidInput
 from gnome.models.datasets import split_by_formula
+from gnome.models.metrics import Array
+from gnome.models.ranks import Ranks
+from gnome.models.recipes import EnsembleSettings
 from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, reported_errors, scaling_run
 from gnome.models.training import fit
 
@@ -26,13 +30,18 @@ Point = dict[str, Any]
 
 
 def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listener: Listener) -> dict[str, Any]:
-    """Train on growing parts of the training crystals; writes OUT.scaling.json and OUT.scaling.svg and returns the former."""
+    """Train one network on each of growing parts of the training crystals; writes OUT.scaling.json and OUT.scaling.svg, returns the former.
+
+    A measurement that was interrupted goes on when it is asked for again.
+    """
     if request.kind != "structural":
         raise InvalidInput("--scaling-law is for structural networks")
+    if Ranks.from_environment().world > 1:
+        raise InvalidInput("--scaling-law runs in one process; start it without torchrun")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     read = read_examples(request, device)
     split = split_by_formula(read.formulas)
-    many = np.array([len(parse_formula(formula)) > MOST_ELEMENTS for formula in read.formulas])
+    many = np.array([len(parse_formula(formula)) > MOST_ELEMENTS for formula in read.formulas], dtype=bool)
     train, validation = (rows[~many[rows]] for rows in (split.train, split.validation))
     reported = {f"at most {MOST_ELEMENTS} elements": split.test[~many[split.test]], "more": split.test[many[split.test]]}
     examples = Examples(
@@ -41,19 +50,44 @@ def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listene
     if not len(validation) or not examples.reported:
         raise InvalidInput("the files hold no crystals of the validation or of the test buckets")
     sizes, recipe = scaling.training_sizes(len(train)), recipe_for(request, read.columns[train])
-    points: list[Point] = []
-    with listener.stage("training", len(sizes) * scaling.seeds, "runs") as count:
+    key = _digest(recipe, scaling, read.formulas, read.targets)
+    points = _known_points(request.out, key)
+    n_reported = {name: len(rows) for name, rows in examples.reported.items()}
+    with listener.stage("training", len(sizes) * scaling.seeds - len(points), "runs") as count:
         for n in sizes:
             for seed in range(scaling.seeds):
+                if any((point["n_train"], point["seed"]) == (n, seed) for point in points):
+                    continue
                 run = scaling_run(recipe, scaling, examples, n, seed, device)
                 fit(run.network, run.train, run.validation, run.settings)
                 points.append({"n_train": n, "seed": seed, "errors": reported_errors(run.network, examples, device)})
+                _write(request.out, {"run": key, "points": points})
                 count()
-    law = summary(points, {name: len(rows) for name, rows in examples.reported.items()}) | {"settings": asdict(recipe)}
-    with atomic_write(scaling_file(request.out, "json")) as temporary:
-        temporary.write_text(json.dumps(law, indent=2) + "\n")
+    law = summary(points, n_reported) | {"settings": asdict(recipe), "run": key}
+    _write(request.out, law)
     draw(law, scaling_file(request.out, "svg"))
     return law
+
+
+def _digest(recipe: EnsembleSettings, scaling: ScalingSettings, formulas: Sequence[str], targets: Array) -> str:
+    """Name a measurement by all that decides it."""
+    digest = hashlib.sha256(json.dumps([asdict(recipe), asdict(scaling), list(formulas)]).encode())
+    digest.update(targets.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _known_points(out: Path, key: str) -> list[Point]:
+    """Read what an interrupted measurement of the same name has left."""
+    try:
+        found = json.loads(scaling_file(out, "json").read_text(encoding="utf-8"))
+        return list(found["points"]) if found["run"] == key else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _write(out: Path, law: Mapping[str, Any]) -> None:
+    with atomic_write(scaling_file(out, "json")) as temporary:
+        temporary.write_text(json.dumps(law, indent=2) + "\n")
 
 
 def scaling_file(out: Path, suffix: str) -> Path:

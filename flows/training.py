@@ -116,6 +116,7 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any] | N
     save_ensemble(request.out, members, card)
     shipped, _ = load_ensemble(request.out)  # the weights as they were rounded for the file
     written = save_ensemble(request.out, members, card | _measured(request, shipped, examples, split, parts))
+    TrainingLog(request.out).finish(request.members, request.epochs)
     _forget_states(request)
     return written
 
@@ -125,7 +126,10 @@ def _train(
 ) -> list[Network] | None:
     """Train this process's share of the members; the first process returns all, when the others are done."""
     state = _state_folder(request.out)
-    log = TrainingLog(request.out, resumed=state.exists() or ranks.rank > 0)
+    log = TrainingLog(request.out)
+    if ranks.rank == 0 and not any(state.glob("member*.pt")):
+        log.begin()
+    ranks.wait()
     own = ranks.share(request.members)
     with listener.stage("training", len(own) * request.epochs, "epochs") as count:
 
@@ -133,12 +137,11 @@ def _train(
             log.add(member, record)
             count()
 
-        at_once = len(own) if ranks.device.type == "cuda" and request.kind == "compositional" else 1
-        groups = [own[i : i + at_once] for i in range(0, len(own), at_once)]
+        together = ranks.device.type == "cuda" and request.kind == "compositional"  # small ones fill a GPU so
         data = parts["train"], parts["validation"]
         trained = {
             index: network
-            for group in groups
+            for group in ([own] if together else [[index] for index in own])
             for index, network in zip(
                 group, train_members(group, recipe, *data, state_folder=state, on_epoch=on_epoch), strict=True
             )
@@ -147,10 +150,13 @@ def _train(
     if ranks.rank > 0:
         return None
     others = [index for index in range(request.members) if index not in trained]
+    if missing := [index for index in others if not (state / f"member{index}.pt").exists()]:
+        raise InvalidInput(
+            f"{state}: members {missing}, trained by other processes, are not there; all need the folder of --out in common"
+        )
     trained |= dict(
         zip(others, train_members(others, recipe, *data, state_folder=state), strict=True)
     )  # as their states are whole
-    log.finish()
     return [trained[index] for index in range(request.members)]
 
 
@@ -193,10 +199,17 @@ def _check_target(out: Path) -> None:
         raise InvalidInput(f"--out {out}: give a name without {{sha256}}")
     if out.is_dir():
         raise InvalidInput(f"--out {out}: is a folder; name a file in it")
+    log = TrainingLog(out)
+    for beside in (log.path, log.picture):
+        if beside.is_dir():
+            raise InvalidInput(f"--out {out}: {beside}, which a training writes, is a folder; choose another name")
     if _state_folder(out).exists() and not _state_folder(out).is_dir():
         raise InvalidInput(
             f"--out {out}: {_state_folder(out)}, where an interrupted training is kept, is a file; choose another name"
         )
+    for suffix in ("json", "svg"):
+        if out.with_suffix(f".scaling.{suffix}").is_dir():
+            raise InvalidInput(f"--out {out}: {out.with_suffix(f'.scaling.{suffix}')}, which may be written, is a folder")
     card = out.with_suffix(".json")
     if card.exists():
         try:

@@ -1,6 +1,7 @@
 """What a training leaves beside its weights: a line of JSON for every epoch of every member, and a picture of the errors."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,22 +18,28 @@ Line = dict[str, Any]
 class TrainingLog:
     """Lines are added as epochs end; an interrupted run that goes on adds to what is there, and in the end each epoch has one line."""
 
-    def __init__(self, out: Path, *, resumed: bool) -> None:
-        """Begin the log of the weights `out`, anew unless the run is resumed."""
+    def __init__(self, out: Path) -> None:
+        """Name the files beside the weights `out`."""
         self.path, self.picture = out.with_suffix(".log.jsonl"), out.with_suffix(".curves.svg")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not resumed:
-            self.path.unlink(missing_ok=True)
+
+    def begin(self) -> None:
+        """Begin anew; not for a run that goes on."""
+        self.path.unlink(missing_ok=True)
 
     def add(self, member: int, record: EpochRecord) -> None:
-        """Add an epoch of a member."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"member": member, **asdict(record)}) + "\n")
+        """Add an epoch of a member, on a line of its own even where a kill cut the last one short."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+            cut = file.read(1) not in {b"", b"\n"}
+            file.write(("\n" * cut + json.dumps({"member": member, **asdict(record)}) + "\n").encode())
 
-    def finish(self) -> None:
-        """Put the lines in order, each epoch once, and draw them."""
+    def finish(self, members: int, epochs: int) -> None:
+        """Put the lines of the run in order, each epoch once, and draw them."""
         lines = {(line["member"], line["epoch"]): line for line in self._lines()}
-        ordered = [lines[key] for key in sorted(lines)]
+        ordered = [lines[key] for key in sorted(lines) if key[0] < members and key[1] <= epochs]
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in ordered))
         if ordered:

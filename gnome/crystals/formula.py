@@ -25,8 +25,10 @@ _FACTOR = re.compile(r"\s*(\d+(?:\.\d+)?)\s*", re.ASCII)
 _HYDRATE_WITH_POINT = re.compile(r"(?:[1-9]\d*|[A-Za-z)\]}])\s*\.\s*\d*\s*[(\[{]?\s*(?:H2O|OH2|D2O|NH3)")
 _OXIDATION_STATE = re.compile(r"\((?:I{1,3}|IV|VI{0,3})\)")
 _POINT_FIRST = re.compile(r"(?<![0-9])\.[0-9]")
-_AMOUNT_WITH_POINT = re.compile(r"[A-Z][a-z]?[1-9]\d*\.\d+(?=[A-Z(\[{])")
+_MAYBE_A_FACTOR = re.compile(r"[A-Z][a-z]?[1-9]\d*\.(?:[2-9]|1\d|2[0-4])(?=[A-Z])")
 _SYMBOL = re.compile(r"[A-Z][a-z]?")
+_BRACKET = "\0"  # stands for a whole bracket
+_UNIT = re.compile(r"[A-Z][a-z]?|\0")
 _INNERMOST = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
 _TOKEN = re.compile(r"([A-Z][a-z]?)|([(\[{])|([)\]}])|(\d+(?:\.\d+)?)|([ \t]+(?!\d))", re.ASCII)
 _CLOSES: Final = {"(": ")", "[": "]", "{": "}"}
@@ -111,7 +113,8 @@ def _refuse_what_reads_two_ways(plain: str, text: str) -> None:
         raise InvalidInput(f"formula {text!r} may be a hydrate or have a fractional amount; write water as in CuSO4(H2O)5")
     if _POINT_FIRST.search(plain):
         raise InvalidInput(f"formula {text!r}: write a fraction as 0.5, and formulas side by side as CaO·2Al2O3")
-    for amount in _AMOUNT_WITH_POINT.finditer(plain):  # Al2O3.2SiO2, where Li1.5CoO2 is clear
+    amount = _MAYBE_A_FACTOR.search(plain)
+    if amount and plain.count(".") == 1:  # Al2O3.2SiO2, where Li1.5CoO2 is clear, and so are several fractions
         before, after = (set(_SYMBOL.findall(part)) for part in (plain[: amount.end()], plain[amount.end() :]))
         if before & after:
             raise InvalidInput(
@@ -122,15 +125,18 @@ def _refuse_what_reads_two_ways(plain: str, text: str) -> None:
 
 
 def _refuse_two_formulas(part: str, text: str) -> None:
-    """Spaces may stand between single elements or brackets, as in pymatgen's `Ba1 (N1 O3)2`, not between whole formulas."""
-    outside, inner = _INNERMOST.subn("Xx", part)  # a bracket counts as an element does
-    while inner:
-        outside, inner = _INNERMOST.subn("Xx", outside)
+    """Spaces may stand between elements or brackets, as in `Ba1 (N1 O3)2`; what reads as a formula by itself comes last: `Li Fe PO4`."""
+    outside = part
+    while inner := _INNERMOST.search(outside):
+        _refuse_two_formulas(inner.group()[1:-1], text)
+        outside = outside[: inner.start()] + _BRACKET + outside[inner.end() :]
     pieces = outside.split()
-    if len(pieces) > 1 and any(len(_SYMBOL.findall(piece)) > 1 for piece in pieces):
-        raise InvalidInput(
-            f"formula {text!r} reads as several with spaces between them; give one at a time, or leave the spaces out"
-        )
+    for place, piece in enumerate(pieces):
+        whole = not piece.startswith(_BRACKET) and len(_UNIT.findall(piece)) > 1
+        if whole and not all(other.startswith(_BRACKET) for other in pieces[place + 1 :]):
+            raise InvalidInput(
+                f"formula {text!r} reads as several with spaces between them; give one at a time, or leave the spaces out"
+            )
 
 
 def _amounts_of(part: str, text: str) -> dict[int, float]:

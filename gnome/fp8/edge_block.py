@@ -227,6 +227,13 @@ class EdgeBlock(nn.Module):
         return f"{self.width}, precision={self.precision!r}"
 
 
+def set_edge_precision(model: nn.Module, precision: Precision) -> None:
+    """Change the precision of all edge blocks of a model."""
+    for module in model.modules():
+        if isinstance(module, EdgeBlock):
+            module.precision = precision
+
+
 def _uniform(limit: float, *shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape).uniform_(-limit, limit))
 

@@ -4,13 +4,17 @@ Cells are small, so that trying all is less work than sorting atoms into boxes. 
 images, edges come out in that order, and the reverse of a try is known by its place: nothing is sorted.
 """
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 TRIES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Bounds memory, and on a CPU keeps what is tried in its cache."""
+
+_FAR = 3
+"""Images to try along an axis above which a cell is described anew."""
 
 _BELOW = 1e-6
 """Angstrom.  Cells are often given in round numbers: of pairs exactly at the cutoff, rounding would take some and leave others."""
@@ -38,10 +42,44 @@ class Edges:
 def find_neighbours(lattices: Tensor, frac_coords: Tensor, n_atoms: Tensor, cutoff: float) -> Edges:
     """Find all pairs nearer than `cutoff` angstrom in crystals: lattices (B, 3, 3), frac_coords (N, 3), n_atoms (B,), on one device.
 
-    Needs cells that are not degenerate (`gnome.crystals.validity`): the number of images grows as they become flat.
+    Needs cells that are not degenerate (`gnome.crystals.validity`): the number of images grows as they become flat.  Oblique cells are
+    described by shorter vectors first.
     """
     cutoff -= _BELOW
     reach = _reach(lattices, cutoff)
+    oblique = (reach.amax(1) > _FAR).nonzero()[:, 0].tolist()
+    if oblique:
+        changes = torch.eye(3, dtype=lattices.dtype, device=lattices.device).repeat(len(lattices), 1, 1)
+        for i in oblique:
+            changes[i] = _shorter_vectors(lattices[i]).to(lattices)
+        lattices = changes @ lattices
+        owner = torch.repeat_interleave(n_atoms)
+        frac_coords = torch.einsum("ni,nij->nj", frac_coords, torch.linalg.inv(changes)[owner])
+        reach = _reach(lattices, cutoff)
+    edges = _all_chunks(lattices, frac_coords, n_atoms, reach, cutoff)
+    if oblique:
+        back = changes.round().long()[torch.repeat_interleave(edges.n_edge)]
+        edges = replace(edges, cell_shift=(edges.cell_shift[:, :, None] * back).sum(1))
+    return edges
+
+
+def _shorter_vectors(lattice: Tensor) -> Tensor:
+    """Whole combinations (3, 3) of a cell's vectors that are shorter: of each, what lies along another is taken off while that helps."""
+    vectors, change = lattice.cpu().clone(), torch.eye(3, dtype=lattice.dtype)
+    helped = True
+    while helped:
+        helped = False
+        for i, j in itertools.permutations(range(3), 2):
+            times = (vectors[i] @ vectors[j] / (vectors[j] @ vectors[j])).round()
+            shorter = vectors[i] - times * vectors[j]
+            if times and shorter @ shorter < (1 - 1e-9) * (vectors[i] @ vectors[i]):
+                vectors[i], helped = shorter, True
+                change[i] -= times * change[j]
+    return change
+
+
+def _all_chunks(lattices: Tensor, frac_coords: Tensor, n_atoms: Tensor, reach: Tensor, cutoff: float) -> Edges:
+    """Try all crystals, as many at once as memory is to hold."""
     tries = n_atoms.square() * (2 * reach + 1).prod(1)
     starts = torch.nn.functional.pad(n_atoms.cumsum(0), (1, 0))
     parts = [

@@ -38,14 +38,15 @@ class ScalingSettings:
     least_steps: int = 2000
 
     def __post_init__(self) -> None:
-        if self.smallest < 1 or self.sizes < 2 or self.seeds < 1 or self.least_steps < 1:
-            raise InvalidInput(f"{self}: expected at least 2 sizes, and 1 of all others")
+        if self.smallest < 1 or self.sizes < 3 or self.seeds < 1 or self.least_steps < 1:
+            raise InvalidInput(f"{self}: expected at least 3 sizes, and 1 of all others")
 
     def training_sizes(self, n: int) -> list[int]:
         """Numbers of examples out of n; raises InvalidInput where they are too few to tell apart."""
-        if n <= self.smallest * self.sizes:
+        sizes = [round(size) for size in np.geomspace(self.smallest, max(n, self.smallest), self.sizes)]
+        if n <= self.smallest * self.sizes or len(set(sizes)) < self.sizes:
             raise InvalidInput(f"{n} training examples are too few for {self.sizes} sizes from {self.smallest} up")
-        return [round(size) for size in np.geomspace(self.smallest, n, self.sizes)]
+        return sizes
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gnome.errors import InvalidInput, TrainingDiverged
 from gnome.fp8 import AdamW, convert_to_fp8, restore_linear
-from gnome.fp8.edge_block import EdgeBlock
+from gnome.fp8.edge_block import set_edge_precision
 from gnome.models.captured_step import CapturedStep
 from gnome.models.linear import Precision, autocast
 from gnome.models.training_state import add_examples, digest_of_settings, read_state, write_state
@@ -128,6 +128,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Te
 def predict(network: nn.Module, inputs: Inputs, *, batch_size: int = 1024, precision: Precision = "fp32") -> Tensor:
     """Predict all examples in order: what the network answers, (n,) or (n, answers)."""
     network.eval()
+    set_edge_precision(network, precision)
     device = next(network.parameters()).device
     out = []
     for indices in torch.arange(len(inputs), device=device).split(batch_size):
@@ -173,7 +174,8 @@ def fit_together(
     """Train several networks as `fit` would train each alone, a step of each in turn.
 
     On a GPU each has a stream of its own, so that networks too small to fill it fill it together.  Before torch 2.13 captured steps share
-    the place of their seeds, so that with dropout the masks of networks trained together there depend on how their steps interleave.
+    the place of their seeds, so that what is drawn within a step (dropout, jitter of positions and strains) of networks trained together
+    depends there on how their steps interleave.
     """
     trainers = [_Trainer(run, compile_network=compile_network) for run in runs]
     going: dict[int, Iterator[None]] = {}
@@ -201,7 +203,7 @@ class _Trainer:
         fixed_shapes = getattr(self.network, "fixed_shapes", False) and self.stream is not None
         self.fixed = run.train.inputs.fixed(self.settings.batch_size) if fixed_shapes else None
         fp8 = self.settings.precision == "fp8"
-        _set_edge_precision(self.network, self.settings.precision)
+        set_edge_precision(self.network, self.settings.precision)
         if fp8:
             convert_to_fp8(self.network, weights="fp16")
         self.forward = torch.compile(self.network, dynamic=self.fixed is None) if compile_network else self.network
@@ -257,12 +259,13 @@ class _Trainer:
         if self.stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
         if len(self.run.validation.inputs) and self.history and not math.isfinite(self.best_mae):
+            if self.run.state_path is not None:  # nothing to go on from
+                self.run.state_path.unlink(missing_ok=True)
             raise TrainingDiverged(
                 f"training diverged: the validation error was a number in none of {self.epoch} epochs, at a learning rate of "
                 f"{self.settings.learning_rate:g}; lower it"
             )
         self.network.load_state_dict(self.best_weights)
-        _set_edge_precision(self.network, "bf16")
         if self.settings.precision == "fp8":
             restore_linear(self.network)
 
@@ -392,12 +395,6 @@ class _Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.best_weights, self.best_mae = state["best_weights"], state["best_mae"]
             self.history = [EpochRecord(**record) for record in state["history"]]
-
-
-def _set_edge_precision(network: nn.Module, precision: Precision) -> None:
-    for module in network.modules():
-        if isinstance(module, EdgeBlock):
-            module.precision = precision
 
 
 def _copy_of(network: nn.Module) -> dict[str, Tensor]:

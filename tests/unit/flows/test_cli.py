@@ -287,6 +287,7 @@ def test_predict_says_how_probably_a_crystal_is_stable(gnome: Gnome, own_folder:
     assert {row["p_stable"] for row in plain.values()} == {None}
     assert all(row["e_form_uncertainty"] > 0 for row in plain.values())
     known = plain["AlNi3"]["e_form_per_atom"], plain["Cu3Au"]["e_form_per_atom"]
+    assert known[1] < 0, "else the elements are the hull there"
     (own_folder / "phases.csv").write_text(
         f"formula,e_form_per_atom\nAl,0\nNi,0\nCu,0.0\nAu,0\nAlNi3,{known[0] + 0.3}\nCu3Au,{known[1]}\n"
     )
@@ -294,33 +295,43 @@ def test_predict_says_how_probably_a_crystal_is_stable(gnome: Gnome, own_folder:
         row["reduced_formula"]: row for row in gnome("predict", folder, "--model", model, "--hull", "phases.csv", "--json").json
     }
     assert rows["AlNi3"]["p_stable"] > 0.95
-    expected = 0.5 if known[1] < 0 else pytest.approx(rows["Cu3Au"]["p_stable"])
-    assert rows["Cu3Au"]["p_stable"] == pytest.approx(expected, abs=1e-4)
+    assert rows["Cu3Au"]["p_stable"] == pytest.approx(0.5, abs=1e-4)
     assert rows["Ag3Pd"]["p_stable"] is None
     assert rows["AlNi3"]["hull"] == "pbe-mp2020"
     table = gnome("predict", folder, "--model", model, "--hull", "phases.csv", "--csv").out
     read = {row["reduced_formula"]: row for row in csv.DictReader(io.StringIO(table))}
     assert float(read["AlNi3"]["p_stable"]) == pytest.approx(rows["AlNi3"]["p_stable"])
     assert read["Ag3Pd"]["p_stable"] == ""
-    assert "see --hull" in gnome("predict", folder).out
+    assert read["AlNi3"]["hull"] == "pbe-mp2020"
+    assert "give --hull" in gnome("predict", folder).out
+    several = gnome("predict", folder, "--model", model, "--hull", "phases.csv", "--volumes", "3")
+    assert "several volumes" in several.out
+    gnome_says = gnome("predict", own_folder / "in" / "AlNi3.cif", "--hull", "typo.csv")
+    assert gnome_says.code == 2
 
 
-def test_predict_judges_by_the_crystals_of_the_database(gnome: Gnome, database: Path, own_folder: Path) -> None:
-    """Through an offset between the methods, whose errors say how sure it is."""
+def test_predict_judges_by_the_crystals_of_the_database(
+    gnome: Gnome, database: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through an offset between the methods, whose errors say how sure it is; no evaluator is needed for it."""
     assert database
-    rows = gnome("predict", write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")}), "--json").json
-    assert rows[0]["hull"].startswith("emt")
-    assert rows[0]["p_stable"] is None or 0 <= rows[0]["p_stable"] <= 1
+    monkeypatch.setattr("gnome.models.calibration.MIN_EXAMPLES", 5)
+    monkeypatch.setenv("GNOME_EVALUATOR", "recorded:/nowhere.jsonl")
+    for more in ([], ["--volumes", "3"]):
+        rows = gnome("predict", write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")}), "--json", *more).json
+        assert rows[0]["hull"].startswith("emt")
+        assert 0 < rows[0]["p_stable"] < 1
+        assert rows[0]["e_form_uncertainty"] is None
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("formula,e_form_per_atom\nNaCl,x\n", "row 0: e_form_per_atom is 'x'"),
-        ("formula,e_form_per_atom\nQq,-1\n", "row 0: formula 'Qq'"),
-        ("formula,e_form_per_atom\nNaCl,-100\n", "row 0: hull entry"),
-        ("formula,energy\nNaCl,-1\n", "needs one column e_form_per_atom"),
-        ("name,e_form_per_atom\nNaCl,-1\n", "no column of formulas"),
+        ("formula,e_form_per_atom\nNaCl,x\n", "line 2: e_form_per_atom is 'x'"),
+        ("formula,e_form_per_atom\nQq,-1\n", "line 2: formula 'Qq'"),
+        ("formula,e_form_per_atom\nNaCl,-100\n", "line 2: hull entry"),
+        ("formula,energy\nNaCl,-1\n", "no column e_form_per_atom"),
+        ("name,e_form_per_atom\nNaCl,-1\n", "no column formula or reduced_formula"),
         ("formula,e_form_per_atom\n", "holds no phases"),
         ("", "cannot be read as a table"),
     ],

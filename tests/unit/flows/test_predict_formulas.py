@@ -29,8 +29,8 @@ def test_formulas_come_from_arguments_and_files_in_order(tmp_path: Path) -> None
     ("name", "content", "complaint"),
     [
         ("none.csv", None, "cannot be read"),
-        ("other.csv", b"a,b\n1,2\n", "no column of formulas"),
-        ("empty.csv", b"", "no column of formulas"),
+        ("other.csv", b"a,b\n1,2\n", "no column formula or reduced_formula"),
+        ("empty.csv", b"", "no column formula or reduced_formula"),
         ("twice.csv", b"formula, Formula\nNaCl,KCl\n", "2 columns named formula"),
         ("broken.parquet", b"PAR1 nothing", "is no parquet file"),
         ("quote.csv", b'formula\n"Fe2O3\nNaCl\n', "is no csv file"),

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from flows.cli import main
+from flows.progress import Silent
+from flows.scaling_law import measure_scaling_law
 from flows.settings import Settings
 from flows.training import TrainRequest, train_files
 from gnome.crystals.crystal import Crystal
@@ -24,6 +26,7 @@ from gnome.models import scaling
 from gnome.models.checkpoint import load_ensemble
 from gnome.models.formula_ensemble import CompositionalEnsemble
 from gnome.models.formula_labels import read_labelled_formulas
+from gnome.models.scaling import ScalingSettings, reported_errors
 from gnome.shipped import shipped_data
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -119,8 +122,10 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
         train_files(request(tmp_path / "broken.safetensors"), Interrupting())
     assert not (tmp_path / "broken.safetensors").exists()
     assert list((tmp_path / "broken.state").glob("member*.pt")), "the state of the interrupted run is kept"
-    with (tmp_path / "broken.log.jsonl").open("a") as file:
-        file.write('{"member": 0, "epo')
+    log = tmp_path / "broken.log.jsonl"
+    log.write_text(
+        "".join(log.read_text().splitlines(keepends=True)[:-1]) + '{"member": 0, "epo'
+    )  # killed in the middle of a line
     resumed = train_files(request(tmp_path / "broken.safetensors"), Silent())
     logs = [(tmp_path / f"{name}.log.jsonl").read_text() for name in ("broken", "unbroken")]
     assert logs[0] == logs[1]
@@ -134,18 +139,18 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
 
 
 def test_processes_share_the_members_and_end_with_the_same_ensemble(run: Run, shard: Path) -> None:
-    arguments = ["train", "structural", shard, *SMALL, "--members", 3, "--json"]
+    arguments = ["train", "structural", shard, *SMALL, "--members", 2, "--json"]
     alone = run(*arguments, "--out", "alone.safetensors")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "flows.cli"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "flows.cli"]
     ended = subprocess.run(
         [*launcher, *map(str, arguments), "--out", "shared.safetensors"], capture_output=True, text=True, check=False, timeout=200
     )
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["n_members"] == alone["n_members"] == 3
+    assert json.loads(ended.stdout)["n_members"] == alone["n_members"] == 2
     for ours, theirs in zip(*(load_ensemble(Path(f"{name}.safetensors"))[0] for name in ("alone", "shared")), strict=True):
         for name, tensor in ours.state_dict().items():
             torch.testing.assert_close(tensor, theirs.state_dict()[name], rtol=0, atol=2e-3)  # sums by other numbers of threads
-    assert len(Path("shared.log.jsonl").read_text().splitlines()) == 3 * 3
+    assert len(Path("shared.log.jsonl").read_text().splitlines()) == 2 * 3
     assert not Path("shared.state").exists()
 
 
@@ -318,6 +323,35 @@ def test_the_scaling_law_is_measured_and_drawn(run: Run, shard: Path, monkeypatc
     assert own["exponent"] > 0, "what depends on the elements alone is learnt better from more crystals"
     assert json.loads(Path("m.scaling.json").read_text()) == law
     assert Path("m.scaling.svg").read_text().startswith("<?xml")
+
+
+def test_a_scaling_law_goes_on_where_it_was_interrupted(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = TrainRequest(
+        kind="structural", files=(shard,), out=Path("m.safetensors"), method="m", members=1, width=16, epochs=1, batch_size=64,
+        learning_rate=1e-3, precision="fp32", seed=0,
+    )  # fmt: skip
+    settings = ScalingSettings(smallest=20, sizes=3, seeds=1, least_steps=1)
+    measured = reported_errors
+    calls = 0
+
+    def twice(*arguments: Any) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return measured(*arguments)
+
+    monkeypatch.setattr("flows.scaling_law.reported_errors", twice)
+    with pytest.raises(KeyboardInterrupt):
+        measure_scaling_law(request, settings, Silent())
+    first = json.loads(Path("m.scaling.json").read_text())["points"]
+    law = measure_scaling_law(request, settings, Silent())
+    assert calls == 4
+    assert law["points"][0] == first[0]
+    assert [point["n_train"] for point in law["points"]] == settings.training_sizes(law["points"][-1]["n_train"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InvalidInput, match="one process"):
+        measure_scaling_law(request, settings, Silent())
 
 
 def test_too_few_crystals_for_a_scaling_law(capfd: pytest.CaptureFixture[str], shard: Path) -> None:

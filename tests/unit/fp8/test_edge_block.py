@@ -287,5 +287,5 @@ def test_what_does_not_fit_is_refused() -> None:
         block()(nodes, edges, senders, receivers, EdgeOrder.of(senders, receivers, 9))
     with pytest.raises(ValueError, match="expected 0 to 1"):
         EdgeOrder.of(senders, receivers, 2)
-    with pytest.raises(ValueError, match="'bf16' or 'fp8'"):
-        EdgeBlock(8, "fp32")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'fp32', 'bf16' or 'fp8'"):
+        EdgeBlock(8, "fp64")  # type: ignore[arg-type]

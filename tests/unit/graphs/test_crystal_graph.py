@@ -1,6 +1,6 @@
 """Neighbours against brute force; packing and batching against single graphs."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -82,14 +82,25 @@ def test_neighbours_do_not_depend_on_how_many_crystals_are_tried_at_once(monkeyp
     assert together.n_edge.tolist() == [len(one.senders) for one in apart]
 
 
+PER_EDGE = ("senders", "receivers", "cell_shift", "vectors")
+
+
+def sorted_like_theirs(graph: Edges) -> torch.Tensor:
+    """The order by receiver, sender and image; oblique cells have that of another description."""
+    shift = graph.cell_shift
+    return torch.from_numpy(np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], graph.senders, graph.receivers)))
+
+
 def test_neighbours_agree_with_vesin_in_small_flat_and_large_cells() -> None:
     rng = np.random.default_rng(0)
-    cells = [np.diag([1.5, 9.0, 3.0]), np.array([[2.6, 0, 0], [2.2, 2.4, 0], [1.1, 0.3, 8.0]]), np.eye(3) * 12, np.eye(3) * 4.0]
-    crystals = [
-        Crystal(cell, rng.integers(1, 90, n), rng.uniform(-2, 3, (n, 3))) for cell, n in zip(cells, (2, 3, 60, 1), strict=True)
-    ]
+    oblique = np.array([[1, -3, -3], [-6, 19, 13], [-6, 19, 14]]) @ np.diag([4.0, 5.0, 6.0])
+    flat, slanted = np.diag([1.5, 9.0, 3.0]), np.array([[2.6, 0, 0], [2.2, 2.4, 0], [1.1, 0.3, 8.0]])
+    cells = {"oblique": (oblique, 3), "left-handed": (-oblique, 3), "flat": (flat, 2), "slanted": (slanted, 3)}
+    cells |= {"large": (np.eye(3) * 12, 60), "small": (np.eye(3) * 4.0, 1)}
+    crystals = [Crystal(cell, rng.integers(1, 90, n), rng.uniform(-2, 3, (n, 3))) for cell, n in cells.values()]
     for crystal in crystals:
         graph = edges_of(crystal, cutoff=5.0)
+        graph = replace(graph, **{name: getattr(graph, name)[sorted_like_theirs(graph)] for name in PER_EDGE})
         senders, receivers, shift, vectors = NeighborList(cutoff=5.0, full_list=True).compute(
             points=np.ascontiguousarray(crystal.cart_coords),
             box=np.ascontiguousarray(crystal.lattice),
