@@ -93,3 +93,22 @@ def test_captured_steps_of_crystals_are_the_steps(kind: str, precision: Precisio
     noise, moved = distance(plain, again), distance(plain, untouched)
     assert moved > 1e-3
     assert distance(captured, plain) < max(4 * noise, share * moved) < moved
+
+
+def test_captured_steps_draw_new_jitter_each_time_and_the_same_in_a_repeated_run() -> None:
+    """With weights that stand still, the errors of epochs differ by what was drawn alone."""
+    histories = []
+    for _ in range(2):
+        subject = crystal_run("angular", 1, "fp32")
+        settings = replace(
+            subject.settings,
+            epochs=4,
+            learning_rate=1e-30,
+            volume_jitter=0.0,
+            position_jitter=0.3,
+            strain_jitter=0.1,
+            ema_decay=0.0,
+        )
+        histories.append([record.train_mae for record in fit(subject.network, subject.train, subject.validation, settings)])
+    assert histories[0] == pytest.approx(histories[1], rel=1e-4)
+    assert len({round(error, 3) for error in histories[0]}) == 4
