@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2 if bad_usage else 1) from None
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            sys.stderr.write("\ngnome: interrupted; what was answered is kept, run the same command again to go on\n")
+            sys.stderr.write("\ngnome: interrupted; what was kept is taken up when the same command is run again\n")
         raise
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CRYSTAL_COLUMNS = (Quantity.E_FORM_PER_ATOM, Quantity.SPREAD, Quantity.P_STABLE)
 """What is printed of a predicted crystal."""
+SMALLEST = 1000
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON: a list in the order of the input.")]
 
 
@@ -161,9 +162,12 @@ def train_command(
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp8.")] = "fp32",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
     scaling_law: Annotated[
-        bool, typer.Option("--scaling-law", help="Measure instead how the error falls with the number of crystals.")
+        bool,
+        typer.Option("--scaling-law", help="Measure instead how the error of one network falls with the number of crystals."),
     ] = False,
-    smallest: Annotated[int, typer.Option(help="With --scaling-law: the smallest of six training sets.")] = 1000,
+    smallest: Annotated[
+        int | None, typer.Option(help=f"With --scaling-law: the smallest of six training sets, {SMALLEST} unless given.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train an ensemble; a run that was interrupted goes on when the same command is given again.
@@ -180,8 +184,10 @@ def train_command(
         batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed,
     )  # fmt: skip
     if scaling_law:
-        _scaling_law(request, smallest, as_json=as_json)
+        _scaling_law(request, SMALLEST if smallest is None else smallest, as_json=as_json)
         return
+    if smallest is not None:
+        raise InvalidInput(f"--smallest {smallest}: goes with --scaling-law")
     card = train_files(request, Bars(make_console(stderr=as_json)))
     if card is None:  # another process of the run says it
         return

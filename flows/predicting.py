@@ -13,6 +13,7 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
 from gnome.crystals.writers import check_target, write_crystals
+from gnome.errors import InvalidInput
 from gnome.models.ensemble import StructuralEnsemble
 from gnome.quantities import Quantity
 from pipelines.screening import EnsembleEnergies, ScreeningSettings, predict_energies, probabilities_stable
@@ -62,6 +63,8 @@ def predict_files(
     What is known of the ensemble's errors holds for cells as they are: with several volumes, and no offset fitted at these, neither
     uncertainties nor probabilities are given.
     """
+    if volumes < 1 or volumes % 2 == 0:
+        raise InvalidInput(f"--volumes {volumes}: expected an odd number, so that the cell as it is is one of them")
     ensemble = StructuralEnsemble.load(model or current_weights(settings, "structural"))
     scales = AS_IT_IS if volumes == 1 else ScreeningSettings(n_scales=volumes)
     phases = known_phases(settings, ensemble, hull, scales)

@@ -50,6 +50,10 @@ def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listene
     if not len(validation) or not examples.reported:
         raise InvalidInput("the files hold no crystals of the validation or of the test buckets")
     sizes, recipe = scaling.training_sizes(len(train)), recipe_for(request, read.columns[train])
+    if not _is_ours(scaling_file(request.out, "json")):
+        raise InvalidInput(
+            f"{scaling_file(request.out, 'json')}: is no measurement of this kind and would be lost; choose another --out"
+        )
     key = _digest(recipe, scaling, read.formulas, read.targets)
     points = _known_points(request.out, key)
     n_reported = {name: len(rows) for name, rows in examples.reported.items()}
@@ -74,6 +78,14 @@ def _digest(recipe: EnsembleSettings, scaling: ScalingSettings, formulas: Sequen
     digest = hashlib.sha256(json.dumps([asdict(recipe), asdict(scaling), list(formulas)]).encode())
     digest.update(targets.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether there is no file, or one that a measurement wrote."""
+    try:
+        return not path.exists() or {"run", "points"} <= set(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _known_points(out: Path, key: str) -> list[Point]:

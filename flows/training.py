@@ -61,9 +61,9 @@ class TrainRequest:
         if self.out.suffix != ".safetensors":
             raise InvalidInput(f"--out {self.out}: the name of weights ends in .safetensors")
         _check_target(self.out)
-        for name in ("members", "width", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}, expected 1 or more")
+        for name, most in (("members", 1000), ("width", 8192), ("epochs", 1_000_000), ("batch_size", 1_000_000)):
+            if not 1 <= getattr(self, name) <= most:
+                raise InvalidInput(f"{name} is {getattr(self, name)}, expected 1 to {most}")
         if not 0 <= self.seed < 2**63:
             raise InvalidInput(f"seed is {self.seed}, expected 0 or more")
         if not 0 < self.learning_rate < math.inf:
@@ -210,6 +210,12 @@ def _check_target(out: Path) -> None:
     for suffix in ("json", "svg"):
         if out.with_suffix(f".scaling.{suffix}").is_dir():
             raise InvalidInput(f"--out {out}: {out.with_suffix(f'.scaling.{suffix}')}, which may be written, is a folder")
+    if out.exists() and not out.with_suffix(".json").exists():
+        raise InvalidInput(f"--out {out}: is there without a card, so it may be something else; choose another name")
+    if not log.is_ours():
+        raise InvalidInput(
+            f"--out {out}: {log.path}, where the log goes, is no log of a training and would be lost; choose another name"
+        )
     card = out.with_suffix(".json")
     if card.exists():
         try:

@@ -22,6 +22,17 @@ class TrainingLog:
         """Name the files beside the weights `out`."""
         self.path, self.picture = out.with_suffix(".log.jsonl"), out.with_suffix(".curves.svg")
 
+    def is_ours(self) -> bool:
+        """Whether there is no file, or one that begins as a log does."""
+        if not self.path.exists():
+            return True
+        try:
+            with self.path.open(encoding="utf-8") as file:
+                first = json.loads(file.readline(10_000) or '{"member": 0, "epoch": 0}')
+        except ValueError:
+            return False
+        return isinstance(first, dict) and {"member", "epoch"} <= set(first)
+
     def begin(self) -> None:
         """Begin anew; not for a run that goes on."""
         self.path.unlink(missing_ok=True)

@@ -78,6 +78,7 @@ def parse_block(text: str) -> Crystal:
             parser = CifParser.from_str(text)
             structure = parser.parse_structures(primitive=False, on_error="raise")[0]
             mismatch = parser.check(structure)
+            unknown_group = _group_not_understood(parser)
     except (
         ValueError,
         KeyError,
@@ -92,12 +93,29 @@ def parse_block(text: str) -> Crystal:
         if "ccupanc" in text_of_error:
             raise InvalidCrystal("disordered", f"sites share a place ({text_of_error}); give an ordered crystal") from None
         raise InvalidCrystal("malformed", f"not a readable CIF ({text_of_error})") from None
+    if unknown_group:
+        raise InvalidCrystal(
+            "malformed", f"the space group {unknown_group!r} is not understood and no symmetry operations are listed; list them"
+        )
     crystal = from_structure(structure)  # disorder and isotopes have their own reasons, before the formula is compared
     if mismatch:
         raise InvalidCrystal(
             "formula_mismatch", f"the listed atoms disagree with the formula ({_one_line(mismatch)}); is it complete?"
         )
     return crystal
+
+
+def _group_not_understood(parser: CifParser) -> str:
+    """Return what a block calls its space group where pymatgen knew no operations for it and took it for P1; empty otherwise."""
+    (table,) = (block.data for block in parser._cif.data.values())  # noqa: SLF001 - it keeps them nowhere else
+    if len(parser.symmetry_operations) > 1 or _listed_operations(table):
+        return ""
+    named = [str(table[key]).strip() for key in table if _NAMES_GROUP.search(key)]
+    meant = [name for name in named if name not in {"", "?", "."}]
+    return "" if all(re.sub(r"\s", "", name) in {"P1", "1"} for name in meant) else meant[0]
+
+
+_NAMES_GROUP: Final = re.compile(r"group.*(?:name|number)|Int_Tables_number", re.IGNORECASE)
 
 
 def _tables(text: str) -> list[Mapping[str, Any]]:

@@ -138,10 +138,12 @@ class Crystal:
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """Rebuild what `to_dict` gave."""
         try:
+            if any(isinstance(z, bool) for z in fields["atomic_numbers"]):
+                raise InvalidCrystal("malformed", "atomic numbers are integers, one is true or false")
             return cls(
                 np.asarray(fields["lattice"], dtype=np.float64),
                 np.asarray(fields["atomic_numbers"]),
-                np.asarray(fields["frac_coords"], dtype=np.float64).reshape(-1, 3),
+                np.asarray(fields["frac_coords"], dtype=np.float64),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidCrystal("malformed", f"not a crystal record: {error}") from None

@@ -18,6 +18,10 @@ def check_count(n_atoms: int, max_atoms: int) -> None:
         raise InvalidCrystal("too_many_atoms", f"it announces {n_atoms} atoms, expected 1 to {max_atoms}")
 
 
+_WHOLE = 1e-6
+"""How far an occupancy may be from 1."""
+
+
 def read_entry(record: Any, *, max_atoms: int) -> tuple[Crystal, dict[str, Any]]:
     """Read a ComputedStructureEntry, a pymatgen Structure or a record of `Crystal.to_dict`, as plain dictionaries."""
     if not isinstance(record, dict):
@@ -40,7 +44,7 @@ def read_entry(record: Any, *, max_atoms: int) -> tuple[Crystal, dict[str, Any]]
         if not isinstance(record[name], int | float) or isinstance(record[name], bool):
             raise InvalidCrystal("energy", f"{name} is {str(record[name])[:60]!r}, expected a number")
         fields[str(quantity)] = record[name] / crystal.n_atoms
-    if record.get("energy") is not None and record.get("composition") is not None:
+    if record.get("composition") is not None:
         _check_composition(record["composition"], crystal)
     parameters = record.get("parameters")
     if isinstance(parameters, dict) and isinstance(parameters.get("run_type"), str):
@@ -59,7 +63,7 @@ def _check_composition(composition: Any, crystal: Crystal) -> None:
     except (AttributeError, TypeError, ValueError):
         raise InvalidCrystal("malformed", f"composition is {str(composition)[:60]!r}, expected amounts by symbol") from None
     if stated != found:
-        raise InvalidCrystal("formula_mismatch", f"the energy is of {stated}, the structure has {found}")
+        raise InvalidCrystal("formula_mismatch", f"the composition is {stated}, the structure has {found}")
 
 
 def _structure_record(record: Any, max_atoms: int) -> Crystal:
@@ -69,8 +73,11 @@ def _structure_record(record: Any, max_atoms: int) -> Crystal:
         symbols, coords = [], []
         for site in sites:
             species = site["species"]
-            if len(species) != 1 or float(species[0].get("occu", 1)) < 1:
-                raise InvalidCrystal("disordered", "a site is partially occupied; give an ordered crystal")
+            occupancy = float(species[0].get("occu", 1)) if species else 0.0
+            if len(species) != 1 or not abs(occupancy - 1) < _WHOLE:
+                raise InvalidCrystal(
+                    "disordered", f"a site is occupied to {occupancy:g} by one species, expected 1; give an ordered crystal"
+                )
             symbol = str(species[0]["element"])
             if symbol in {"D", "T"}:
                 raise InvalidCrystal("isotope", f"{symbol} is an isotope; write it as H")

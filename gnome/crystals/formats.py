@@ -9,29 +9,27 @@ name, never pymatgen's own decoder, which imports whatever module a file names.
 """
 
 import csv
-import io
 import json
 import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import ase.io
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gnome.crystals.cif import CifLimits, read_block, split_blocks
-from gnome.crystals.convert import from_atoms
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.entries import NUMERIC_FIELDS, check_count, read_entry
+from gnome.crystals.extxyz import crystal_of, read_blocks
 from gnome.crystals.poscar import read_poscar
 from gnome.crystals.validity import DEFAULT_GATE, GateSettings, check_crystal
 from gnome.errors import InvalidCrystal, InvalidInput
-from gnome.quantities import Quantity
 
 _LABELS: Final = ("id", "material_id", "entry_id", "label", "name")
 
@@ -250,38 +248,10 @@ def _read_poscar(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
 
 
 def _read_extxyz(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
-    with path.open(encoding="utf-8", errors="strict") as file:
-        number = 0
-        while header := file.readline(64):
-            if not header.strip():
-                continue
-            number += 1
-            label = f"{path}#{number}"
-            if not re.fullmatch(r"\d{1,9}", header.strip()):
-                lost = InvalidCrystal("malformed", "a number of atoms was expected here; the rest of the file was not read")
-                yield label, _refuse(lost)
-                return
-            n_atoms = int(header)
-            try:
-                check_count(n_atoms, limits.max_atoms)
-            except InvalidCrystal as error:
-                yield label, _refuse(error)
-                for _ in range(n_atoms + 1):
-                    if not file.readline(limits.max_text_bytes):
-                        break
-                continue
-            lines = [file.readline(limits.max_text_bytes) for _ in range(n_atoms + 1)]
-            yield label, lambda lines=lines, n_atoms=n_atoms: _extxyz(n_atoms, lines)  # type: ignore[misc]
-
-
-def _extxyz(n_atoms: int, lines: list[str]) -> tuple[Crystal, dict[str, Any]]:
-    if not lines[-1].strip():
-        raise InvalidCrystal("truncated", f"{n_atoms} atoms are announced, fewer are there; the file is cut short")
-    atoms = ase.io.read(io.StringIO(f"{n_atoms}\n{''.join(lines)}"), format="extxyz")
-    fields: dict[str, Any] = {str(name): value for name, value in atoms.info.items() if isinstance(value, str | int | float)}
-    if atoms.calc is not None and "energy" in atoms.calc.results:
-        fields[Quantity.ENERGY_PER_ATOM] = float(atoms.calc.results["energy"]) / n_atoms
-    return from_atoms(atoms), fields
+    blocks = read_blocks(path, max_atoms=limits.max_atoms, max_line=limits.max_text_bytes)
+    for number, block in enumerate(blocks, start=1):
+        make = _refuse(block) if isinstance(block, InvalidCrystal) else partial(crystal_of, *block)
+        yield f"{path}#{number}", make
 
 
 def _read_json(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
@@ -333,6 +303,8 @@ def _read_csv(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
         csv.field_size_limit(max(csv.field_size_limit(), limits.max_text_bytes))
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # what is no text is refused row by row
         rows = csv.DictReader(file)
+        if (twice := list(rows.fieldnames or ()).count("cif")) > 1:
+            raise InvalidCrystal("malformed", f"{twice} columns `cif`; keep one")
         if "cif" not in (rows.fieldnames or ()):
             raise InvalidCrystal(
                 "malformed", f"no column `cif`; the columns are {', '.join(rows.fieldnames or ['(none)'])[:200]}"

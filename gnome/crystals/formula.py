@@ -97,7 +97,7 @@ def parse_amounts(text: str) -> dict[int, float]:
     for number, part in enumerate(_DOT.split(plain)):
         match = _FACTOR.match(part) if number else None
         rest, factor = (part[match.end() :], float(match.group(1))) if match else (part, 1.0)
-        if not rest.strip():
+        if not rest.strip() or factor == 0:
             raise InvalidInput(f"formula {text!r}: a dot stands between two formulas, one is missing")
         _add(amounts, {z: factor * amount for z, amount in _amounts_of(rest, text).items()})
     amounts = {z: amount for z, amount in amounts.items() if amount > 0}
@@ -151,6 +151,8 @@ def _amounts_of(part: str, text: str) -> dict[int, float]:
                 raise InvalidInput(
                     f"formula {text!r}: the number {number} follows no element or bracket; isotopes and leading factors are not read"
                 )
+            if float(number) == 0:
+                raise InvalidInput(f"formula {text!r}: an amount of 0 stands there; leave out what is not there")
             last = {z: amount * float(number) for z, amount in last.items()}
         _add(stack[-1], last)
         last = {_known(symbol, text): 1.0} if symbol else {}

@@ -50,8 +50,9 @@ def read_labelled_crystals(paths: Sequence[Path]) -> tuple[list[Crystal], NDArra
         if Quantity.E_FORM_PER_ATOM not in columns:
             raise InvalidInput(f"{path}: no column {Quantity.E_FORM_PER_ATOM}; labels are needed to train")
         for row, label in enumerate(columns[Quantity.E_FORM_PER_ATOM]):
-            if label is None or not PLAUSIBLE_E_FORM[0] <= label <= PLAUSIBLE_E_FORM[1]:
-                raise InvalidInput(f"{path}: row {row} has {Quantity.E_FORM_PER_ATOM} = {label}, not a plausible label")
+            is_number = isinstance(label, int | float) and not isinstance(label, bool)
+            if not is_number or not PLAUSIBLE_E_FORM[0] <= label <= PLAUSIBLE_E_FORM[1]:
+                raise InvalidInput(f"{path}: row {row} has {Quantity.E_FORM_PER_ATOM} = {str(label)[:60]}, not a plausible label")
             try:
                 check_crystal(rows[row])
             except InvalidCrystal as error:

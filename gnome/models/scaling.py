@@ -39,7 +39,10 @@ class ScalingSettings:
 
     def __post_init__(self) -> None:
         if self.smallest < 1 or self.sizes < 3 or self.seeds < 1 or self.least_steps < 1:
-            raise InvalidInput(f"{self}: expected at least 3 sizes, and 1 of all others")
+            raise InvalidInput(
+                f"smallest {self.smallest}, sizes {self.sizes}, seeds {self.seeds}, least_steps {self.least_steps}: "
+                "expected at least 3 sizes, and 1 of all others"
+            )
 
     def training_sizes(self, n: int) -> list[int]:
         """Numbers of examples out of n; raises InvalidInput where they are too few to tell apart."""

@@ -37,7 +37,7 @@ def test_ctrl_c_keeps_what_was_answered_and_the_same_command_goes_on(here: Here,
     assert (code, out) == (130, "")
     *stages, last = err.strip().splitlines()
     assert all(line.endswith(" ...") for line in stages if line), err
-    assert last == "gnome: interrupted; what was answered is kept, run the same command again to go on"
+    assert last == "gnome: interrupted; what was kept is taken up when the same command is run again"
     assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
     with closing(sqlite3.connect(tmp_path / "gnome.db")) as connection:
         kept = dict(connection.execute("SELECT candidate_id, created_at FROM evaluations"))
@@ -168,7 +168,7 @@ def test_sigterm_ends_like_ctrl_c(emt_world: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
     assert code == 130
-    assert "interrupted; what was answered is kept" in err
+    assert "interrupted; what was kept" in err
 
 
 def test_secrets_are_not_shown(

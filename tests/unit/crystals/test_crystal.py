@@ -136,6 +136,8 @@ def test_spaces_and_points_that_read_one_way_are_read(text: str, plain: str) -> 
         ("Fe\x0cO", "cannot be read"),
         ("Al2O3.2SiO2", "side by side"),
         ("Fe()O", "holds nothing"),
+        ("Na0Cl", "amount of 0"),
+        ("CaO·0Al2O3", "one is missing"),
         ("Fe٣O", "cannot be read"),
     ],
 )

@@ -1,6 +1,7 @@
 """The command line as a user types it."""
 
 import csv
+import gzip
 import io
 import json
 import shutil
@@ -15,6 +16,7 @@ import typer
 from emt_world import copy_world, known_crystals, l1_2, round_settings, write_folder
 
 from flows.cli import app, main
+from flows.hull_table import read_hull
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal, read_crystals
 from gnome.crystals.shards import read_shard
@@ -324,16 +326,36 @@ def test_predict_judges_by_the_crystals_of_the_database(
         assert rows[0]["e_form_uncertainty"] is None
 
 
+def test_a_hull_table_is_read_as_text_packed_or_not(own_folder: Path) -> None:
+    """Sodium nitride is no missing value, nor is indium fluoride infinite."""
+    text = "Formula , e_form_per_atom\nNaN,-0.5\nInF,-1.5\nNa,0\n"
+    (own_folder / "a.csv").write_text(text)
+    (own_folder / "b.csv.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("a.csv", "b.csv.gz"):
+        hull = read_hull(own_folder / name, "pbe")
+        assert [dict(entry.composition) for entry in hull.entries] == [{7: 1, 11: 1}, {9: 1, 49: 1}, {11: 1}]
+
+
+def test_predict_wants_the_cell_as_it_is_among_the_volumes(gnome: Gnome, own_folder: Path) -> None:
+    ended = gnome("predict", write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")}), "--volumes", "2")
+    assert ended.code == 2
+    assert "an odd number" in ended.err
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("formula,e_form_per_atom\nNaCl,x\n", "line 2: e_form_per_atom is 'x'"),
+        ("formula,e_form_per_atom\nNaCl,x\n", "line 2: e_form_per_atom of NaCl is 'x'"),
+        ("formula,e_form_per_atom\nNaCl,nan\n", "line 2: e_form_per_atom of NaCl is 'nan'"),
+        ("formula,e_form_per_atom,method\nNaCl,-1,chgnet\n", "is of method chgnet, the ensemble predicts pbe-mp2020"),
+        ("formula,e_form_per_atom\nNaCl,-2\nNa,-1.3\n", "line 3: Na has a formation energy of -1.3"),
+        ('formula,e_form_per_atom\n"NaCl,-2\n', "cannot be read as a table"),
         ("formula,e_form_per_atom\nQq,-1\n", "line 2: formula 'Qq'"),
-        ("formula,e_form_per_atom\nNaCl,-100\n", "line 2: hull entry"),
+        ("formula,e_form_per_atom\nNaCl,-100\n", "line 2: e_form_per_atom of NaCl is '-100'"),
         ("formula,energy\nNaCl,-1\n", "no column e_form_per_atom"),
         ("name,e_form_per_atom\nNaCl,-1\n", "no column formula or reduced_formula"),
         ("formula,e_form_per_atom\n", "holds no phases"),
-        ("", "cannot be read as a table"),
+        ("", "no column formula"),
     ],
 )
 def test_tables_that_are_no_hull(gnome: Gnome, own_folder: Path, content: str, complaint: str) -> None:

@@ -161,6 +161,10 @@ def test_processes_share_the_members_and_end_with_the_same_ensemble(run: Run, sh
         (["--learning-rate", "nan"], "learning_rate is nan"),
         (["--precision", "fp7"], "precision 'fp7'"),
         (["--epochs", "0"], "epochs is 0"),
+        (["--batch-size", "1" + "0" * 21], "expected 1 to 1000000"),
+        (["--smallest", "5"], "goes with --scaling-law"),
+        (["--out", "theirs.safetensors"], "is there without a card"),
+        (["--out", "diary.safetensors"], "is no log of a training"),
         (["--out", "weights.pkl"], "ends in .safetensors"),
         (["--out", "mine-{sha256}.safetensors"], "without {sha256}"),
         (["--out", "folder.safetensors"], "is a folder"),
@@ -175,6 +179,8 @@ def test_training_that_cannot_be_is_refused(
     Path("folder.safetensors").mkdir()
     Path("notes.json").write_text("[]")
     Path("plain.state").touch()
+    Path("theirs.safetensors").write_text("precious")
+    Path("diary.log.jsonl").write_text("precious\n")
     with pytest.raises(SystemExit) as ended:
         main(["train", "structural", str(shard), "--method", "m", *arguments])
     assert ended.value.code == 2
@@ -359,3 +365,15 @@ def test_too_few_crystals_for_a_scaling_law(capfd: pytest.CaptureFixture[str], s
         main(["train", "structural", str(shard), "--method", "m", "--scaling-law"])
     assert ended.value.code == 2
     assert "too few for 6 sizes from 1000 up" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("label", [True, "-1.0", [0.5], None])
+def test_labels_that_are_no_numbers_are_refused(capfd: pytest.CaptureFixture[str], label: object) -> None:
+    copper = Crystal(np.eye(3) * 2.5, np.array([29]), np.zeros((1, 3)))
+    write_shard(Path("odd.parquet"), [copper], {"e_form_per_atom": [label]})
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "structural", "odd.parquet", "--method", "m"])
+    assert ended.value.code == 2
+    err = capfd.readouterr().err
+    assert "row 0 has e_form_per_atom" in err
+    assert err.count("\n") == 1

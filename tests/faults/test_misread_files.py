@@ -1,0 +1,89 @@
+"""Files that a reader with too much good will takes for another crystal: refused, and what stands behind them is read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gnome.crystals.formats import ReadCrystal, read_crystals
+
+CIF = """data_salt
+{group}
+_cell_length_a 5.64
+_cell_length_b 5.64
+_cell_length_c 5.64
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+Na1 Na 0 0 0
+Cl1 Cl 0.5 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("group", "n_atoms"),
+    [
+        ("_symmetry_space_group_name_H-M 'F m -3 m'", 8),
+        ("_space_group_IT_number 225", 8),
+        ("_symmetry_space_group_name_H-M 'P 1'", 2),
+        ("_space_group_IT_number 1", 2),
+        ("_symmetry_space_group_name_H-M ?", 2),
+        ("", 2),
+        ("_symmetry_space_group_name_H-M 'F m-33 m'", 0),
+        ("_space_group_IT_number 999", 0),
+        ("_space_group_name_H-M_alt 'Fm-3m:7'", 0),
+    ],
+)
+def test_a_space_group_is_understood_or_refused(tmp_path: Path, group: str, n_atoms: int) -> None:
+    (tmp_path / "salt.cif").write_text(CIF.format(group=group))
+    (item,) = read_crystals(tmp_path / "salt.cif")
+    if isinstance(item, ReadCrystal):
+        assert item.crystal.n_atoms == n_atoms
+        return
+    assert n_atoms == 0, item
+    assert "is not understood" in item.message
+
+
+def block(announced: int, *atoms: str) -> str:
+    lattice = 'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 pbc="T T T"'
+    return f"{announced}\n{lattice}\n" + "".join(f"{atom} {2 * i} {2 * i} {2 * i}\n" for i, atom in enumerate(atoms))
+
+
+@pytest.mark.parametrize(("announced", "atoms"), [(1, ("Na", "Cl")), (3, ("Na", "Cl"))])
+def test_a_block_with_another_number_of_atoms_costs_itself_alone(tmp_path: Path, announced: int, atoms: tuple[str, ...]) -> None:
+    good = block(2, "Cs", "Cl")
+    (tmp_path / "a.extxyz").write_text(good + block(announced, *atoms) + good + good)
+    found = [item.crystal.reduced_formula for item in read_crystals(tmp_path / "a.extxyz") if isinstance(item, ReadCrystal)]
+    assert found[0] == found[-1] == "CsCl"
+    assert set(found) == {"CsCl"}
+    assert len(found) >= 2
+
+
+SITE = {"species": [{"element": "Na", "occu": 1}], "abc": [0, 0, 0]}
+LATTICE = [[3.0, 0, 0], [0, 3.0, 0], [0, 0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"lattice": {"matrix": LATTICE}, "sites": [SITE | {"species": [{"element": "Na", "occu": 2}]}]}, "disordered"),
+        (
+            {"lattice": {"matrix": LATTICE}, "sites": [SITE | {"species": [{"element": "Na", "occu": float("nan")}]}]},
+            "disordered",
+        ),
+        ({"structure": {"lattice": {"matrix": LATTICE}, "sites": [SITE]}, "composition": {"K": 1}}, "formula_mismatch"),
+        ({"lattice": LATTICE, "atomic_numbers": [True], "frac_coords": [[0, 0, 0]]}, "malformed"),
+        ({"lattice": LATTICE, "atomic_numbers": [11, 17], "frac_coords": [[0, 0], [0, 0.5], [0.5, 0.5]]}, "malformed"),
+    ],
+)
+def test_records_that_say_something_else_are_refused(tmp_path: Path, record: dict[str, object], reason: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    (item,) = read_crystals(tmp_path / "a.json")
+    assert not isinstance(item, ReadCrystal)
+    assert item.reason == reason
