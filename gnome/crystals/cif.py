@@ -98,6 +98,8 @@ def parse_block(text: str) -> Crystal:
             "malformed", f"the space group {unknown_group!r} is not understood and no symmetry operations are listed; list them"
         )
     crystal = from_structure(structure)  # disorder and isotopes have their own reasons, before the formula is compared
+    if mismatch and "Cannot determine chemical composition" in mismatch:
+        raise InvalidCrystal("malformed", "elements cannot be told from the labels of the atoms; add _atom_site_type_symbol")
     if mismatch:
         raise InvalidCrystal(
             "formula_mismatch", f"the listed atoms disagree with the formula ({_one_line(mismatch)}); is it complete?"

@@ -58,11 +58,11 @@ class Crystal:
     @classmethod
     def from_symbols(cls, lattice: ArrayLike, symbols: list[str], frac_coords: ArrayLike) -> Self:
         """Build from element symbols instead of atomic numbers."""
-        try:
-            numbers = [SYMBOLS.index(symbol) for symbol in symbols]
-        except ValueError as error:
-            raise InvalidCrystal("unsupported_element", f"{error}: not an element symbol") from None
-        return cls(np.asarray(lattice), np.asarray(numbers), np.asarray(frac_coords))
+        if unknown := sorted(set(symbols) - set(SYMBOLS[1:])):
+            raise InvalidCrystal(
+                "unsupported_element", f"{', '.join(map(repr, unknown))}: not an element symbol; leave charges and numbers out"
+            )
+        return cls(np.asarray(lattice), np.asarray([SYMBOLS.index(symbol) for symbol in symbols]), np.asarray(frac_coords))
 
     @property
     def n_atoms(self) -> int:

@@ -13,13 +13,24 @@ from gnome.errors import InvalidCrystal
 
 def read_poscar(text: str, *, max_atoms: int) -> Crystal:
     """Read a POSCAR or CONTCAR; raises InvalidCrystal for what names no elements, too many atoms, or more than it announces."""
-    _check_lines(text.splitlines(), max_atoms)
+    lines = text.splitlines()
+    if len(lines) < 8:
+        raise InvalidCrystal("truncated", f"a POSCAR has at least 8 lines, this one {len(lines)}; it is cut short")
+    if len(lines[1].split()) != 1:
+        raise InvalidCrystal(
+            "malformed", f"the second line is one scaling factor, it is {lines[1].strip()[:60]!r}; scale the vectors instead"
+        )
+    _check_lines(lines, max_atoms)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # pymatgen makes up elements that the file does not name, with a warning
             structure = Poscar.from_str(text, read_velocities=False).structure
     except UserWarning as warning:
+        if "coordinates" in str(warning):
+            raise InvalidCrystal("malformed", f"not a readable POSCAR ({warning})") from None
         raise InvalidCrystal("malformed", f"POSCAR without usable element names ({warning}); add the line of symbols") from None
+    except (ValueError, IndexError) as error:
+        raise InvalidCrystal("malformed", f"not a readable POSCAR ({error})") from None
     return from_structure(structure)
 
 
@@ -36,6 +47,8 @@ def _check_lines(lines: list[str], max_atoms: int) -> None:
             raise InvalidCrystal("malformed", f"{len(symbols)} symbols and {len(counts)} numbers of atoms")
         is_selective = lines[at + 1 : at + 2] and lines[at + 1].lstrip()[:1] in {"S", "s"}
         after = at + 2 + (1 if is_selective else 0) + n_atoms
+        if sum(bool(line.strip()) for line in lines[after - n_atoms : after]) < n_atoms:
+            raise InvalidCrystal("truncated", f"{n_atoms} atoms are announced, fewer are there; the file is cut short")
         if len(lines) > after and lines[after].strip() and lines[after].lstrip()[:1].lower() not in {"l", "c", "d", "k"}:
             raise InvalidCrystal("malformed", f"something stands after the last of {n_atoms} atoms: {lines[after][:60]!r}")
         return

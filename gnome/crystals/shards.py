@@ -53,10 +53,14 @@ def read_shard(path: Path) -> tuple[list[Crystal], dict[str, list[Any]], dict[st
         raise InvalidInput(f"{path}: cannot be read as Parquet ({error})") from None
     if missing := [name for name in _STRUCTURE_COLUMNS if name not in table.column_names]:
         raise InvalidInput(f"{path}: no column {', '.join(missing)}; not a shard of crystals")
+    if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
+        raise InvalidInput(f"{path}: has several columns named {', '.join(twice)}; keep one")
     structure = [table[name].to_pylist() for name in _STRUCTURE_COLUMNS]
     crystals = []
     for row, (lattice, numbers, coords) in enumerate(zip(*structure, strict=True)):
         try:
+            if lattice is None or numbers is None or coords is None:
+                raise InvalidInput(f"{path}: row {row} has no structure; leave it out")
             crystals.append(Crystal(np.reshape(lattice, (3, 3)), np.array(numbers), np.reshape(coords, (-1, 3))))
         except (ValueError, TypeError, InvalidCrystal) as error:
             raise InvalidInput(f"{path}: row {row}: {error}; leave it out") from None

@@ -71,7 +71,7 @@ BROKEN: list[tuple[str, str, Callable[[], str | bytes]]] = [
     ("nan.vasp", "not_finite", lambda: "nan\n1.0\nnan 0 0\n0 4 0\n0 0 4\nNa Cl\n1 1\ndirect\n0 0 0\n0.5 0.5 0.5\n"),
     ("dense.vasp", "volume", lambda: poscar(scaled(SALT, 0.2))),
     ("flat.vasp", "volume", lambda: "flat\n1.0\n4 0 0\n0 4 0\n0 0 0\nNa Cl\n1 1\ndirect\n0 0 0\n0.5 0.5 0.5\n"),
-    ("truncated.vasp", "malformed", lambda: "\n".join(poscar().splitlines()[:11])),
+    ("truncated.vasp", "truncated", lambda: "\n".join(poscar().splitlines()[:11])),
     ("nameless.vasp", "malformed", lambda: "nameless\n1.0\n4 0 0\n0 4 0\n0 0 4\n1 1\ndirect\n0 0 0\n0.5 0.5 0.5\n"),
     ("announces.vasp", "too_many_atoms", lambda: poscar().replace("4 4", "999999999999 4")),
     ("truncated.extxyz", "truncated", lambda: '3\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3\nNa 0 0 0\n'),

@@ -87,3 +87,33 @@ def test_records_that_say_something_else_are_refused(tmp_path: Path, record: dic
     (item,) = read_crystals(tmp_path / "a.json")
     assert not isinstance(item, ReadCrystal)
     assert item.reason == reason
+
+
+HEAD = "salt\n1.0\n4 0 0\n0 4 0\n0 0 4\nNa Cl\n1 1\nDirect\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("POSCAR", HEAD + "0 0 0\n0.5 0.5\n", "0.5 0.5"),
+        ("POSCAR", HEAD + "0 0 0\n", "2 atoms are announced, fewer are there"),
+        ("POSCAR", "x", "at least 8 lines"),
+        ("POSCAR", HEAD.replace("1.0", "1 1 1") + "0 0 0\n0.5 0.5 0.5\n", "one scaling factor"),
+        (
+            "a.json",
+            json.dumps({"lattice": {"matrix": LATTICE}, "sites": [SITE | {"species": [{"element": "Na+"}]}]}),
+            "'Na+': not an element",
+        ),
+        (
+            "a.cif",
+            CIF.format(group="").replace("_atom_site_type_symbol\n", "").replace("Na1 Na", "NA1").replace("Cl1 Cl", "CL1"),
+            "type_symbol",
+        ),
+        ("a.csv", "id,cif,cif\n1,x,y\n", "2 columns `cif`"),
+    ],
+)
+def test_messages_name_what_is_wrong(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    (item,) = read_crystals(tmp_path / name)
+    assert not isinstance(item, ReadCrystal)
+    assert message in item.message
