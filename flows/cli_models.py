@@ -79,6 +79,8 @@ def predict_command(
         _write_csv(rows, ("input", *names, *more, Quantity.METHOD, "model"))
     else:
         _print_rows(rows, names)
+        if hulls := sorted({str(row["hull"]) for row in rows if row.get("hull")}):
+            make_console().print(f"p_stable: of lying on or below the hull of known phases under {', '.join(hulls)}")
         if not formula and (reasons := {_why_no_probability(row, volumes) for row in rows} - {""}):
             make_console().print(f"no p_stable where {'; or '.join(sorted(reasons))}")
 

@@ -306,6 +306,7 @@ def test_predict_says_how_probably_a_crystal_is_stable(gnome: Gnome, own_folder:
     assert read["Ag3Pd"]["p_stable"] == ""
     assert read["AlNi3"]["hull"] == "pbe-mp2020"
     assert "give --hull" in gnome("predict", folder).out
+    assert "known phases under pbe-mp2020" in gnome("predict", folder, "--model", model, "--hull", "phases.csv").out
     several = gnome("predict", folder, "--model", model, "--hull", "phases.csv", "--volumes", "3")
     assert "several volumes" in several.out
     gnome_says = gnome("predict", own_folder / "in" / "AlNi3.cif", "--hull", "typo.csv")
