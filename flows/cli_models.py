@@ -79,10 +79,8 @@ def predict_command(
         _write_csv(rows, ("input", *names, *more, Quantity.METHOD, "model"))
     else:
         _print_rows(rows, names)
-        if hulls := sorted({str(row["hull"]) for row in rows if row.get("hull")}):
-            make_console().print(f"p_stable: of lying on or below the hull of known phases under {', '.join(hulls)}")
-        if not formula and (reasons := {_why_no_probability(row, volumes) for row in rows} - {""}):
-            make_console().print(f"no p_stable where {'; or '.join(sorted(reasons))}")
+        if not formula:
+            _print_what_stable_means(rows, volumes)
 
 
 @app.command("evaluate")
@@ -111,6 +109,13 @@ def evaluate_command(
     _print_rows(
         rows, (Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.ENERGY_PER_ATOM, Quantity.E_FORM_PER_ATOM, Quantity.REFUSED)
     )
+
+
+def _print_what_stable_means(rows: list[dict[str, Any]], volumes: int) -> None:
+    if hulls := sorted({str(row["hull"]) for row in rows if row["hull"]}):
+        make_console().print(f"p_stable: of lying on or below the hull of known phases under {', '.join(hulls)}")
+    if reasons := {_why_no_probability(row, volumes) for row in rows} - {""}:
+        make_console().print(f"no p_stable where {'; or '.join(sorted(reasons))}")
 
 
 def _why_no_probability(row: dict[str, Any], volumes: int) -> str:
