@@ -37,33 +37,53 @@ _FILES = {".csv", ".txt", ".parquet"}
 
 @dataclass(frozen=True)
 class AskedFormula:
-    """A formula as it was given, and where."""
+    """A formula as it was given, and where; or why none could be read there."""
 
     label: str
     text: str
+    refused: str = ""
 
 
 def read_formulas(arguments: Sequence[str]) -> Iterator[AskedFormula]:
     """Yield formulas: arguments themselves, lines of text files, and cells of tables that have a column of formulas.
 
-    Raises InvalidInput for a file that is missing, cannot be read, or has no such column.
+    What cannot be read says why in its place, and the rest is read; raises InvalidInput where that is all there is.
     """
+    found = False
+    failure: InvalidInput | None = None
     for argument in arguments:
-        path = Path(argument)
-        suffix = path.suffix.lower()
-        if suffix not in _FILES:
-            if _exists(argument) and not _is_formula(argument):
-                raise InvalidInput(f"{path}: formulas are read from {', '.join(sorted(_FILES))} files")
-            yield AskedFormula(_shown(argument), argument)
-            continue
         try:
-            cells = _lines(path) if suffix == ".txt" else _csv_cells(path) if suffix == ".csv" else _parquet_cells(path)
-            for place, text in cells:
-                yield AskedFormula(f"{path}:{place}", text)
-        except OSError as error:
-            raise InvalidInput(f"{path}: cannot be read ({error.strerror or error})") from None
-        except (csv.Error, pa.ArrowInvalid) as error:
-            raise InvalidInput(f"{path}: is no {suffix[1:]} file of formulas ({str(error).splitlines()[0]})") from None
+            for asked in _read(argument):
+                found = True
+                yield asked
+        except InvalidInput as error:
+            failure = error
+            if len(arguments) > 1 or found:
+                yield AskedFormula(_shown(argument), "", str(error))
+    if failure is not None and not found:
+        raise failure
+
+
+def _read(argument: str) -> Iterator[AskedFormula]:
+    """Read one argument; raises InvalidInput for a file that is missing, cannot be read on, or has no column of formulas."""
+    path = Path(argument)
+    suffix = path.suffix.lower()
+    if suffix not in _FILES:
+        if _exists(argument) and not _is_formula(argument):
+            raise InvalidInput(f"{path}: formulas are read from {', '.join(sorted(_FILES))} files")
+        yield AskedFormula(_shown(argument), argument)
+        return
+    try:
+        cells = _lines(path) if suffix == ".txt" else _csv_cells(path) if suffix == ".csv" else _parquet_cells(path)
+        for place, text in cells:
+            yield AskedFormula(f"{path}:{place}", text or "", _MORE_CELLS if text is None else "")
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (csv.Error, pa.ArrowInvalid) as error:
+        raise InvalidInput(f"{path}: is no {suffix[1:]} file of formulas ({str(error).splitlines()[0]})") from None
+
+
+_MORE_CELLS = "the line has more cells than the header; write commas within a cell in quotes"
 
 
 def _exists(argument: str) -> bool:
@@ -83,7 +103,7 @@ def _is_formula(text: str) -> bool:
         return False
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
     with path.open(encoding="utf-8-sig", errors="replace") as file:  # bytes that are no UTF-8 cost their line alone
         for number, line in enumerate(file, start=1):
             text = line.strip()
@@ -91,20 +111,19 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, text
 
 
-def _csv_cells(path: Path) -> Iterator[tuple[int, str]]:
+def _csv_cells(path: Path) -> Iterator[tuple[int, str | None]]:
+    """Yield line numbers and cells, None for a line that has more cells than the header."""
     csv.field_size_limit(_LONGEST_CELL)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.DictReader(file, strict=True)  # an open quote would join what follows into one cell
         column = column_of(path, list(reader.fieldnames or ()), FORMULA_COLUMNS)
         line = reader.line_num + 1
         for row in reader:
-            if None in row:
-                raise InvalidInput(f"{path}: line {line} has more cells than the header; write commas within a cell in quotes")
-            yield line, (row[column] or "").strip()
+            yield line, None if None in row else (row[column] or "").strip()
             line = reader.line_num + 1
 
 
-def _parquet_cells(path: Path) -> Iterator[tuple[int, str]]:
+def _parquet_cells(path: Path) -> Iterator[tuple[int, str | None]]:
     table = pq.ParquetFile(path)
     column = column_of(path, list(table.schema_arrow.names), FORMULA_COLUMNS)
     number = 0
@@ -125,6 +144,9 @@ def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Pat
         row: Row = {"input": formula.label, "formula": _shown(formula.text)}
         row |= dict.fromkeys((*ENERGIES, Quantity.METHOD, "model", Quantity.REFUSED))
         rows.append(row)
+        if formula.refused:
+            row[Quantity.REFUSED] = f"unreadable: {formula.refused}"
+            continue
         try:
             amounts = parse_amounts(formula.text)
         except InvalidInput as error:

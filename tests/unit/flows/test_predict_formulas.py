@@ -34,7 +34,6 @@ def test_formulas_come_from_arguments_and_files_in_order(tmp_path: Path) -> None
         ("twice.csv", b"formula, Formula\nNaCl,KCl\n", "2 columns named formula"),
         ("broken.parquet", b"PAR1 nothing", "is no parquet file"),
         ("quote.csv", b'formula\n"Fe2O3\nNaCl\n', "is no csv file"),
-        ("comma.csv", b"formula,e\nNaCl,1\nLi1,5CoO2,3\n", "line 3 has more cells"),
         ("cell.cif", b"data_", "formulas are read from"),
     ],
 )
@@ -148,3 +147,22 @@ def test_a_file_without_formulas_is_said(capfd: pytest.CaptureFixture[str], tmp_
     out, err = capfd.readouterr()
     assert json.loads(out) == []
     assert "none.txt: no formulas" in err
+
+
+def test_what_cannot_be_read_costs_itself_alone(own_folder: Path) -> None:
+    """Missing files, tables without formulas, lines with too many cells, and what stands behind a quote that stays open."""
+    (own_folder / "comma.csv").write_text("formula,e\nNaCl,1\nLi1,5CoO2,3\nKCl,2\n")
+    (own_folder / "quote.csv").write_text('formula\nMgO\n"Fe2O3\nNaCl\n')
+    (own_folder / "other.csv").write_text("a\n1\n")
+    rows = predict_formulas(Settings(), ["LiF", "none.csv", "comma.csv", "quote.csv", "other.csv", "CaO"], model=None)
+    answered = [row["formula"] for row in rows if not row["refused"]]
+    assert answered == ["LiF", "NaCl", "KCl", "MgO", "CaO"]
+    refused = {row["input"]: row["refused"] for row in rows if row["refused"]}
+    assert set(refused) == {"none.csv", "comma.csv:3", "quote.csv", "other.csv"}
+    for name, words in (
+        ("none.csv", "cannot be read"),
+        ("comma.csv:3", "more cells"),
+        ("quote.csv", "is no csv file"),
+        ("other.csv", "no column"),
+    ):
+        assert words in refused[name]
