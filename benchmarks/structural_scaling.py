@@ -22,16 +22,12 @@ from gpu_timing import conditions
 from structural_ablation import NETWORKS, packed_arrays
 from training_runs import Prepared, Row, train_jobs
 
-from gnome.crystals.formula import parse_formula
 from gnome.crystals.shards import read_shard
 from gnome.graphs.crystal_graph import PackedGraphs
-from gnome.models.datasets import split_by_formula
 from gnome.models.recipes import STRUCTURE_TRAIN, EnsembleSettings, varied
-from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, reported_errors, scaling_run
+from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, reported_errors, scaling_run, scaling_split
 from gnome.models.training import EpochRecord
 from gnome.quantities import Quantity
-
-MOST_ELEMENTS = 4
 
 
 @dataclass(frozen=True)
@@ -49,20 +45,15 @@ def write_examples(path: Path, others: dict[str, Path], folder: Path, cutoff: fl
     """Build all graphs once; returns the number of training crystals and those of each reported set."""
     crystals, columns, _ = read_shard(path)
     formulas, targets = list(columns[Quantity.REDUCED_FORMULA]), list(columns[Quantity.E_FORM_PER_ATOM])
-    split = split_by_formula(formulas)
-    many = np.array([len(parse_formula(formula)) > MOST_ELEMENTS for formula in formulas])
-    rows = {"train": split.train[~many[split.train]], "validation": split.validation[~many[split.validation]]}
-    reported = {f"at most {MOST_ELEMENTS} elements": split.test[~many[split.test]], "more": split.test[many[split.test]]}
+    train, validation, reported = scaling_split(formulas)
     for name, other in others.items():
         more, own, _ = read_shard(other)
         reported[name] = np.arange(len(crystals), len(crystals) + len(more))
         crystals, targets = crystals + more, targets + list(own[Quantity.E_FORM_PER_ATOM])
-    reported = {name: own for name, own in reported.items() if len(own)}
-    np.savez(
-        folder / "rows.npz", targets=np.array(targets), **rows, **{f"reported {name}": own for name, own in reported.items()}
-    )
+    rows = {"train": train, "validation": validation, **{f"reported {name}": own for name, own in reported.items()}}
+    np.savez(folder / "rows.npz", targets=np.array(targets), **rows)
     torch.save(packed_arrays(crystals, cutoff), folder / "graphs.pt")
-    return len(rows["train"]), {name: len(own) for name, own in reported.items()}
+    return len(train), {name: len(own) for name, own in reported.items()}
 
 
 @lru_cache

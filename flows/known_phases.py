@@ -38,14 +38,15 @@ def known_phases(
     with Store.open(settings.database, read_only=True) as store:
         rounds = store.rounds()
         wanted = [ensemble.method, *(str(one.settings["method"]) for one in rounds[-1:])]
-        counted = sorted(store.methods(), key=lambda label: -len(store.hull_entries(label)))
-        for method in [*wanted, *counted]:
-            if entries := store.hull_entries(method):
-                hull = ConvexHull(method, entries)
-                crystals = [] if method == ensemble.method else list(store.crystals_of(method))
-                break
-        else:
+        found = next(((label, entries) for label in wanted if (entries := store.hull_entries(label))), None)
+        if found is None:
+            found = max(
+                ((label, store.hull_entries(label)) for label in store.methods()), key=lambda pair: len(pair[1]), default=None
+            )
+        if found is None or not found[1]:
             return None
+        hull = ConvexHull(*found)
+        crystals = [] if hull.method == ensemble.method else list(store.crystals_of(hull.method))
     if hull.method == ensemble.method:
         return KnownPhases(hull)
     usable = [stored for stored in crystals if set(stored.crystal.composition) <= ensemble.elements]

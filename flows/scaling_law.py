@@ -14,17 +14,12 @@ import torch
 from flows.progress import Listener
 from flows.training import TrainRequest, read_examples, recipe_for
 from gnome.atomic_write import atomic_write
-from gnome.crystals.formula import parse_formula
 from gnome.errors import InvalidInput
-from gnome.models.datasets import split_by_formula
 from gnome.models.metrics import Array
 from gnome.models.ranks import Ranks
 from gnome.models.recipes import EnsembleSettings
-from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, reported_errors, scaling_run
+from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, reported_errors, scaling_run, scaling_split
 from gnome.models.training import fit
-
-MOST_ELEMENTS = 4
-"""Elements in a crystal that is trained on; those with more are reported apart, as what the networks have never seen."""
 
 Point = dict[str, Any]
 
@@ -40,14 +35,9 @@ def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listene
         raise InvalidInput("--scaling-law runs in one process; start it without torchrun")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     read = read_examples(request, device)
-    split = split_by_formula(read.formulas)
-    many = np.array([len(parse_formula(formula)) > MOST_ELEMENTS for formula in read.formulas], dtype=bool)
-    train, validation = (rows[~many[rows]] for rows in (split.train, split.validation))
-    reported = {f"at most {MOST_ELEMENTS} elements": split.test[~many[split.test]], "more": split.test[many[split.test]]}
-    examples = Examples(
-        read.inputs, read.targets, train, validation, {name: rows for name, rows in reported.items() if len(rows)}
-    )
-    if not len(validation) or not examples.reported:
+    train, validation, reported = scaling_split(read.formulas)
+    examples = Examples(read.inputs, read.targets, train, validation, reported)
+    if not len(validation) or not reported:
         raise InvalidInput("the files hold no crystals of the validation or of the test buckets")
     sizes, recipe = scaling.training_sizes(len(train)), recipe_for(request, read.columns[train])
     if not _is_ours(scaling_file(request.out, "json")):
@@ -56,7 +46,7 @@ def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listene
         )
     key = _digest(recipe, scaling, read.formulas, read.targets)
     points = _known_points(request.out, key)
-    n_reported = {name: len(rows) for name, rows in examples.reported.items()}
+    n_reported = {name: len(rows) for name, rows in reported.items()}
     with listener.stage("training", len(sizes) * scaling.seeds - len(points), "runs") as count:
         for n in sizes:
             for seed in range(scaling.seeds):

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from scipy.stats import linregress
 from scipy.stats import t as student
 
+from gnome.crystals.formula import parse_formula
 from gnome.errors import InvalidInput
-from gnome.models.datasets import labelled_subset
+from gnome.models.datasets import labelled_subset, split_by_formula
 from gnome.models.recipes import EnsembleSettings, untrained
 from gnome.models.training import Inputs, Run, predict
 from gnome.seeds import derived_seed
@@ -50,6 +51,19 @@ class ScalingSettings:
         if n <= self.smallest * self.sizes or len(set(sizes)) < self.sizes:
             raise InvalidInput(f"{n} training examples are too few for {self.sizes} sizes from {self.smallest} up")
         return sizes
+
+
+MOST_ELEMENTS = 4
+"""Elements in a crystal that is trained on; those with more are reported apart, as what the networks have never seen."""
+
+
+def scaling_split(formulas: Sequence[str]) -> tuple[Rows, Rows, dict[str, Rows]]:
+    """Rows to train on and to validate on, and those of each reported set that is not empty, by reduced formulas."""
+    split = split_by_formula(formulas)
+    many = np.array([len(parse_formula(formula)) > MOST_ELEMENTS for formula in formulas], dtype=bool)
+    reported = {f"at most {MOST_ELEMENTS} elements": split.test[~many[split.test]], "more": split.test[many[split.test]]}
+    train, validation = (rows[~many[rows]] for rows in (split.train, split.validation))
+    return train, validation, {name: rows for name, rows in reported.items() if len(rows)}
 
 
 @dataclass(frozen=True)

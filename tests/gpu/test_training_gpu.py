@@ -83,16 +83,22 @@ def crystal_run(kind: str, seed: int, precision: Precision, *, captured: bool = 
     return Run(network=network.to("cuda"), train=labelled, validation=labelled, settings=settings)
 
 
-@pytest.mark.parametrize(("precision", "share"), [("fp32", 0.01), ("bf16", 0.1)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["gnome", "angular"])
-def test_captured_steps_of_crystals_are_the_steps(kind: str, precision: Precision, share: float) -> None:
-    """Within the noise of sums in changing order; other shapes take other kernels, which round otherwise in BF16."""
-    plain, again, captured, untouched = (crystal_run(kind, 1, precision, captured=flag) for flag in (False, False, True, False))
-    for subject in (plain, again, captured):
+def test_captured_steps_of_crystals_are_the_steps(kind: str, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the noise of sums in changing order, which two runs without capture show.
+
+    In FP32 these take batches as they come; in BF16 padded ones too, since other shapes take other kernels, which round otherwise.
+    """
+    padded = precision == "bf16"
+    captured, plain, again, untouched = (crystal_run(kind, 1, precision, captured=flag) for flag in (True, padded, padded, False))
+    fit(captured.network, captured.train, captured.validation, captured.settings)
+    monkeypatch.setattr("gnome.models.training.CapturedStep", lambda step: step)
+    for subject in (plain, again):
         fit(subject.network, subject.train, subject.validation, subject.settings)
     noise, moved = distance(plain, again), distance(plain, untouched)
     assert moved > 1e-3
-    assert distance(captured, plain) < max(4 * noise, share * moved) < moved
+    assert distance(captured, plain) < max(4 * noise, 0.02 * moved) < moved
 
 
 def test_captured_steps_draw_new_jitter_each_time_and_the_same_in_a_repeated_run() -> None:
