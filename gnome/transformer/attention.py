@@ -18,6 +18,7 @@ from torch.nn import functional
 from gnome.transformer.cache import LayerCache
 from gnome.transformer.rotary import rotated
 from gnome.transformer.settings import TransformerSettings
+from gnome.transformer.shaping import has_kernel, shaped_sequences
 
 INITIAL_DEVIATION = 0.02
 
@@ -80,6 +81,8 @@ def shaped_attention(
 ) -> Tensor:
     """Return (alpha I + beta A - gamma C) V; arguments as of `plain_attention`."""
     attended = plain_attention(queries, keys, values, weights, causal=causal)
+    if causal and has_kernel(values):
+        return shaped_sequences(values, attended, torch.stack([gain.float() for gain in gains]))
     return _shaped(values, attended, centre(values, weights, causal=causal), gains)
 
 
@@ -125,11 +128,13 @@ class Attention(nn.Module):
         seen: int = 0,
     ) -> Tensor:
         """Attend.  `weights` (B, T) of a set; `turn` rotary cosines and sines; `cache` of the `seen` tokens before x, which is added."""
-        queries, keys, *rest = (self._split(part) for part in self.project(x).split(x.shape[-1], dim=-1))
-        values = rest[0] if rest else self._split(self._input_values(x))
-        values = values.to(queries.dtype)
+        projected = self.project(x).unflatten(-1, (-1, self.heads, x.shape[-1] // self.heads))
+        pair = projected[:, :, :2]
         if turn is not None:
-            queries, keys = rotated(queries, *turn), rotated(keys, *turn)
+            pair = rotated(pair, *turn)
+        queries, keys = (part.transpose(1, 2) for part in pair.unbind(2))
+        values = self._split(self._input_values(x)) if self.shaped else projected[:, :, 2].transpose(1, 2)
+        values = values.to(queries.dtype)
         if cache is not None:
             y = self._attend_cached(queries, keys, values, cache, seen)
         elif self.shaped:

@@ -14,7 +14,12 @@ def angles(places: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn x (..., T, width): feature i is paired with feature i + width / 2."""
-    a, b = x.chunk(2, dim=-1)
-    cosines, sines = cosines.to(x.dtype), sines.to(x.dtype)
-    return torch.cat([a * cosines - b * sines, b * cosines + a * sines], dim=-1)
+    """Turn x (B, T, ..., width): feature i is paired with feature i + width / 2.
+
+    As products with x and with its flipped halves, whose gradient is made of products and flips too: that of slices put together is
+    filled with zeros first.
+    """
+    cosines, sines = torch.cat([cosines, cosines], -1).to(x.dtype), torch.cat([-sines, sines], -1).to(x.dtype)
+    shape = (len(cosines), *(1,) * (x.dim() - 3), x.shape[-1])
+    flipped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return x * cosines.view(shape) + flipped * sines.view(shape)
