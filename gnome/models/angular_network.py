@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gnome.crystals.elements import MAX_ATOMIC_NUMBER
+from gnome.errors import InvalidInput
 from gnome.fp8.edge_block import EdgeBlock, EdgeOrder
 from gnome.graphs.crystal_graph import GraphBatch
 from gnome.graphs.harmonics import spherical_harmonics, sum_degrees
-from gnome.models.element_features import ELEMENT_FEATURES
+from gnome.models.element_features import COVALENT_RADII, ELEMENT_FEATURES
 from gnome.models.graph_network import segment_sum
 from gnome.models.label_scale import check_label_scale
 from gnome.models.linear import at_least_fp32, make_linear
+
+RELATIVE_RANGE = (0.6, 2.4)
+"""Ratios of distances to the sum of two covalent radii that are told apart; most bonds lie near 1."""
 
 AVERAGE_COORDINATION = 25.0
 """Edges that an atom receives on average within 5 angstrom."""
@@ -31,6 +35,8 @@ class AngularSettings:
     """Shape of the network; cutoff in angstrom, scale and shift of the output in eV/atom.
 
     `hidden`: width between the layers of an atom's update, twice `width` unless given.
+    `n_relative`: Gaussians, besides the `n_radial` of a distance, of its ratio to the sum of its ends' radii, which are learnt and begin as
+    covalent ones.  `denoises`: can tell where atoms that were moved came from, in training.
     `channels`: weights that an edge gives itself for each moment; no angles are seen when 0.  `degree`: highest of the moments.
     """
 
@@ -39,6 +45,8 @@ class AngularSettings:
     steps: int = 5
     cutoff: float = 5.0
     n_radial: int = 64
+    n_relative: int = 0
+    denoises: bool = False
     channels: int = 16
     degree: int = 4
     dropout: float = 0.0
@@ -47,6 +55,8 @@ class AngularSettings:
 
     def __post_init__(self) -> None:
         check_label_scale((self.scale,), (self.shift,))
+        if self.n_relative == 1 or self.n_relative < 0:
+            raise InvalidInput(f"n_relative is {self.n_relative}, expected 0, or 2 or more")
 
 
 class AngularChannel(nn.Module):
@@ -117,7 +127,9 @@ class AngularNetwork(nn.Module):
         self.register_buffer("centres", torch.linspace(0.5, settings.cutoff, settings.n_radial), persistent=False)
         self.embed_node = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width)
         self.embed_features = make_linear(ELEMENT_FEATURES.shape[1], width)
-        self.embed_edge = make_linear(settings.n_radial, width)
+        self.embed_edge = make_linear(settings.n_radial + settings.n_relative, width)
+        self.radii = nn.Parameter(torch.from_numpy(COVALENT_RADII)) if settings.n_relative else None
+        self.move = make_linear(width, 1) if settings.denoises else None
         self.edge_blocks = nn.ModuleList([EdgeBlock(width) for _ in range(steps)])
         self.angles = nn.ModuleList(
             [AngularChannel(width, settings.channels, settings.degree) for _ in range(steps) if settings.channels]
@@ -130,9 +142,22 @@ class AngularNetwork(nn.Module):
 
     def forward(self, batch: GraphBatch) -> Tensor:
         """Predict eV/atom, shape (B,)."""
+        nodes, _ = self._updated(batch)
+        return self._energies(nodes, batch)
+
+    def denoise(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Predict energies, and how far each atom was moved (N, 3), angstrom, but for what all atoms of a cell share."""
+        if self.move is None:
+            raise InvalidInput("this network tells no moves of atoms: its setting denoises is off")
+        nodes, edges = self._updated(batch)
+        along = self.move(edges).float() * batch.vectors / batch.distances[:, None]
+        return self._energies(nodes, batch), segment_sum(along, batch.receivers, len(nodes))
+
+    def _updated(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Return nodes (N, width) and edges (E, width) after all steps."""
         distances = batch.distances
         nodes = self.embed_node(batch.atomic_numbers) + self.embed_features(self.features[batch.atomic_numbers])
-        edges = self.embed_edge(self.radial(distances))
+        edges = self.embed_edge(self.radial(distances, batch))
         harmonics = spherical_harmonics(batch.vectors / distances[:, None], self.settings.degree).to(edges.dtype)
         order = edge_order(batch)
         for step, (edge_block, node_update) in enumerate(zip(self.edge_blocks, self.node_updates, strict=True)):
@@ -140,13 +165,22 @@ class AngularNetwork(nn.Module):
                 edges = edges + self.angles[step](edges, harmonics, batch)
             edges, received = edge_block(nodes, edges, batch.senders, batch.receivers, order)
             nodes = node_update(nodes, received / AVERAGE_COORDINATION, batch)
+        return nodes, edges
+
+    def _energies(self, nodes: Tensor, batch: GraphBatch) -> Tensor:
         energies = self.out(functional.silu(self.up(graph_mean(self.norm(nodes), batch))))
         return at_least_fp32(energies)[:, 0] * self.settings.scale + self.settings.shift
 
-    def radial(self, distances: Tensor) -> Tensor:
-        """Gaussians of the distances (E, n_radial), as wide as they lie apart, falling to zero smoothly at the cutoff."""
+    def radial(self, distances: Tensor, batch: GraphBatch) -> Tensor:
+        """Gaussians of the edges (E, n_radial + n_relative), as wide as they lie apart, falling to zero smoothly at the cutoff."""
         cutoff, n = self.settings.cutoff, self.settings.n_radial
         gaussians = torch.exp(-(((distances[:, None] - self.centres) * (n - 1) / cutoff) ** 2))
+        if self.radii is not None:
+            ends = self.radii[batch.atomic_numbers]
+            ratios = distances / (ends[batch.senders] + ends[batch.receivers])
+            width = (RELATIVE_RANGE[1] - RELATIVE_RANGE[0]) / (self.settings.n_relative - 1)
+            centres = torch.linspace(*RELATIVE_RANGE, self.settings.n_relative, device=distances.device, dtype=distances.dtype)
+            gaussians = torch.cat([gaussians, torch.exp(-(((ratios[:, None] - centres) / width) ** 2))], 1)
         return gaussians * (0.5 + 0.5 * torch.cos(torch.pi * (distances / cutoff).clamp(max=1)))[:, None]
 
     def config(self) -> dict[str, Any]:

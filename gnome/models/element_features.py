@@ -52,3 +52,8 @@ ELEMENT_FEATURES: NDArray[np.float32] = np.array(
     [np.zeros(len(_features(1))), *(_features(z) for z in range(1, MAX_ATOMIC_NUMBER + 1))], dtype=np.float32
 )
 """(atomic number, feature); row 0 is padding."""
+
+COVALENT_RADII: NDArray[np.float32] = np.array(
+    [1.0, *(COVALENT_RADIUS[z] for z in range(1, MAX_ATOMIC_NUMBER + 1))], dtype=np.float32
+)
+"""By atomic number, angstrom; row 0 is padding."""

@@ -21,6 +21,7 @@ from gnome.errors import InvalidInput, TrainingDiverged
 from gnome.fp8 import AdamW, convert_to_fp8, restore_linear
 from gnome.fp8.edge_block import set_edge_precision
 from gnome.models.captured_step import CapturedStep
+from gnome.models.deformation import deformed, denoising_error
 from gnome.models.linear import Precision, autocast
 from gnome.models.training_state import add_examples, digest_of_settings, read_state, write_state
 
@@ -34,6 +35,7 @@ class TrainSettings:
     `volume_jitter`: in training each structure's volume is multiplied by a factor drawn evenly from 1 - jitter to 1 + jitter.
     `position_jitter`: in training atoms are moved by normal numbers of that deviation, angstrom, in each direction.
     `strain_jitter`: in training each cell is deformed by a symmetric strain of normal numbers of that deviation.
+    `denoising`: part of the loss that is the error in the moves of atoms, for networks that answer these too.
     `fraction_jitter`: in training each amount of a formula is multiplied by exp(jitter times a normal number).
     `precision` "fp8": FP8 products, FP16 master weights, and gradients and moments in eight bits while training (docs/fp8.md); the
     trained network is FP32 again.  `eval_batch_size` affects speed only.
@@ -49,6 +51,7 @@ class TrainSettings:
     volume_jitter: float = 0.0
     position_jitter: float = 0.0
     strain_jitter: float = 0.0
+    denoising: float = 0.0
     fraction_jitter: float = 0.0
     seed: int = 0
     precision: Precision = "fp32"
@@ -206,7 +209,8 @@ class _Trainer:
         set_edge_precision(self.network, self.settings.precision)
         if fp8:
             convert_to_fp8(self.network, weights="fp16")
-        self.forward = torch.compile(self.network, dynamic=self.fixed is None) if compile_network else self.network
+        self.as_it_is: Callable[[Any], Any] = self._learning_network()
+        self.forward = torch.compile(self.as_it_is, dynamic=self.fixed is None) if compile_network else self.as_it_is
         self.optimizer = self._make_optimizer()
         self.objective = getattr(self.network, "objective", absolute_error)
         self.average = deepcopy(self.network).requires_grad_(False) if self.settings.ema_decay else None
@@ -222,6 +226,15 @@ class _Trainer:
             self.load(run.state_path)
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def _learning_network(self) -> Callable[[Any], Any]:
+        """Return what is called in a step: the network, or what gives the atoms' moves besides."""
+        if not self.settings.denoising:
+            return self.network
+        denoise: Callable[[Any], Any] | None = getattr(self.network, "denoise", None)
+        if denoise is None or not self.settings.position_jitter:
+            raise InvalidInput("denoising needs a network that can and atoms that are moved: set denoises and position_jitter")
+        return denoise
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         settings = self.settings
@@ -320,16 +333,6 @@ class _Trainer:
             drawn.append(settings.fraction_jitter * torch.randn(shape, generator=generator, device=self.device))
         return drawn
 
-    def _deformed(self, batch: Any) -> Any:
-        """Deform cells and move atoms, by numbers that the run and the step decide."""
-        settings = self.settings
-        if settings.strain_jitter:
-            strains = torch.randn(len(batch.n_node), 3, 3, device=self.device) * settings.strain_jitter
-            batch = batch.strained((strains + strains.transpose(1, 2)) / 2)
-        if settings.position_jitter:
-            batch = batch.displaced(torch.randn(len(batch.atomic_numbers), 3, device=self.device) * settings.position_jitter)
-        return batch
-
     def _step(self, rows: Tensor, *jitter: Tensor, fixed: bool = False) -> Tensor:
         """Take one optimizer step, on a batch of fixed shape or as it comes; returns the summed absolute error."""
         settings, left = self.settings, list(jitter)
@@ -338,12 +341,18 @@ class _Trainer:
             batch = batch.scaled(left.pop(0))
         if settings.fraction_jitter:
             batch = batch.jittered(left.pop(0))
-        batch = self._deformed(batch)
+        moves = None
+        if settings.strain_jitter or settings.position_jitter:
+            batch, moves = deformed(batch, settings)
         with autocast(settings.precision, self.device):
-            predicted = (self.forward if fixed or self.fixed is None else self.network)(batch)[: len(rows)]
-        loss, error = self.objective(predicted, self.run.train.targets[rows])
+            predicted = (self.forward if fixed or self.fixed is None else self.as_it_is)(batch)
+        extra: Tensor | float = 0.0
+        if settings.denoising and moves is not None:
+            predicted, found = predicted
+            extra = settings.denoising * denoising_error(found, moves, batch, len(rows))
+        loss, error = self.objective(predicted[: len(rows)], self.run.train.targets[rows])
         self.optimizer.zero_grad(set_to_none=True)
-        loss.mean().backward()
+        (loss.mean() + extra).backward()
         if settings.precision != "fp8":  # there the optimizer clips, which has the gradients
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
         self.optimizer.step()
