@@ -45,7 +45,14 @@ def _packages(_: Settings) -> Iterator[Finding]:
 def _device(settings: Settings) -> Iterator[Finding]:
     import torch  # noqa: PLC0415 - heavy
 
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    from flows.device import device_of  # noqa: PLC0415 - heavy too
+
+    try:
+        device = device_of(settings)
+    except InvalidInput as error:
+        yield Finding("device", False, "no GPU", str(error))
+        return
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     yield Finding("device", True, f"{name}; evaluations use {settings.workers} worker processes")
 
 

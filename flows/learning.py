@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from flows.device import device_of
 from flows.workspace import Workspace
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
@@ -110,8 +111,9 @@ def retrain(
     rows = list(workspace.store.training_rows(method))
     rows = [row for row in rows if row.crystal.reduced_formula not in validation.formulas]
     crystals, targets = training_examples(rows, current.elements)
-    pack = PackedGraphs.from_crystals(crystals, current.members[0].settings.cutoff)
-    train = Labelled(pack, torch.tensor(targets, dtype=torch.float32))
+    device = device_of(workspace.settings)
+    pack = PackedGraphs.from_crystals(crystals, current.members[0].settings.cutoff, device)
+    train = Labelled(pack, torch.tensor(targets, dtype=torch.float32, device=device))
     recipe = EnsembleSettings(
         network=current.members[0].settings,
         train=replace(settings, seed=derived_seed(seed, number)),
@@ -119,7 +121,7 @@ def retrain(
     )
     folder = workspace.settings.data_folder / "models"
     states = folder / f"training-{_digest(current.model_id, method, asdict(recipe), [row.id for row in rows])}"
-    nothing = Labelled(PackedGraphs.from_crystals([], 1.0), torch.zeros(0))
+    nothing = Labelled(PackedGraphs.from_crystals([], 1.0, device), torch.zeros(0, device=device))
     with workspace.listener.stage("retraining", recipe.members * settings.epochs, "epochs") as count:
 
         def on_epoch(_member: int, _record: EpochRecord) -> None:
@@ -229,7 +231,7 @@ def _judge(
     """Compare old and new on the validation set, register the new one, and promote it if it is not worse."""
     method = str(card["method"])
     before = current_error(current, method, validation, rows)
-    errors = validation_error(StructuralEnsemble.load(path), validation)
+    errors = validation_error(StructuralEnsemble.load(path, device_of(workspace.settings)), validation)
     interval = bootstrap(mean_absolute_error, errors, np.zeros(len(errors)))
     metrics = {"validation_mae": vars(interval), "validation_mae_before": before, "n_validation": len(errors)}
     record = ModelRecord(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.device import device_of
 from flows.evaluating import answers
 from flows.known_phases import KnownPhases, known_phases
 from flows.progress import Listener
@@ -65,7 +66,7 @@ def predict_files(
     """
     if volumes < 1 or volumes % 2 == 0:
         raise InvalidInput(f"--volumes {volumes}: expected an odd number, so that the cell as it is is one of them")
-    ensemble = StructuralEnsemble.load(model or current_weights(settings, "structural"))
+    ensemble = StructuralEnsemble.load(model or current_weights(settings, "structural"), device_of(settings))
     scales = AS_IT_IS if volumes == 1 else ScreeningSettings(n_scales=volumes)
     phases = known_phases(settings, ensemble, hull, scales)
     rows, usable = read_rows(files)

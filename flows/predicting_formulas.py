@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flows.device import device_of
 from flows.hull_table import FORMULA_COLUMNS, column_of
 from flows.settings import Settings
 from flows.workspace import current_weights
@@ -136,7 +137,7 @@ def _parquet_cells(path: Path) -> Iterator[tuple[int, str | None]]:
 def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Path | None, method: str = "") -> list[Row]:
     """Predict every formula under a method, unless named that of the labels with decomposition energies, if there are any."""
     asked = list(read_formulas(arguments))
-    ensemble = CompositionalEnsemble.load(model or current_weights(settings, "compositional"))
+    ensemble = CompositionalEnsemble.load(model or current_weights(settings, "compositional"), device_of(settings))
     scheme = ensemble.scheme_of(method) if method else ensemble.stability_scheme
     rows: list[Row] = []
     known: list[tuple[Row, dict[int, float]]] = []

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from platformdirs import user_data_path
 from pydantic import Field
@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     database_url: str = ""
     folder: Path | None = None
     evaluator: str = "chgnet"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(default=2, ge=1, le=256)
     evaluation_seconds: float = Field(default=900.0, gt=0, le=1e8, allow_inf_nan=False)
     evaluation_memory_gb: float = Field(default=2.0, gt=0, le=1e6, allow_inf_nan=False)

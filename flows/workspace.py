@@ -10,6 +10,7 @@ from typing import Any
 from dft_stub.evaluator import Evaluator
 from dft_stub.registry import make_evaluator
 from dft_stub.workers import WorkerLimits
+from flows.device import device_of
 from flows.progress import Listener, Silent
 from flows.settings import Settings
 from gnome.database.engine import database_exists
@@ -64,14 +65,14 @@ class Workspace:
     def structural_model(self, model_id: str | None = None) -> StructuralEnsemble:
         """Load a structural ensemble by its id; without one that in use, the shipped one where no other was promoted."""
         record = self._current("structural") if model_id is None else self.store.model(model_id)
-        ensemble = StructuralEnsemble.load(self.model_path(record))
+        ensemble = StructuralEnsemble.load(self.model_path(record), device_of(self.settings))
         self._check(ensemble.card, record)
         return ensemble
 
     def formula_model(self, model_id: str | None = None) -> CompositionalEnsemble:
         """Load a compositional ensemble by its id; without one that in use."""
         record = self._current("compositional") if model_id is None else self.store.model(model_id)
-        ensemble = CompositionalEnsemble.load(self.model_path(record))
+        ensemble = CompositionalEnsemble.load(self.model_path(record), device_of(self.settings))
         self._check(ensemble.card, record)
         return ensemble
 
