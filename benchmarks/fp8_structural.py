@@ -67,7 +67,12 @@ def run(job: tuple[str, int, Row, dict[str, Part], str]) -> Row:
     spread, mean = float(train.targets.std()), float(train.targets.mean())
     network = StructuralNetwork(StructuralSettings(width=settings["width"], scale=spread, shift=mean)).to(device)
     chosen = TrainSettings(
-        epochs=settings["epochs"], batch_size=settings["batch_size"], volume_jitter=0.2, seed=seed, precision=arm
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+        volume_jitter=0.2,
+        seed=seed,
+        precision=arm,
+        fp8_min_features=0,
     )
     began = time.perf_counter()
     history = fit(network, train, validation, chosen)

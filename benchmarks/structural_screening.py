@@ -41,7 +41,7 @@ class Candidates:
         self.evaluations = 0
 
     def __call__(self, rows: Sequence[int], members: int | None, volumes: ScreeningSettings) -> NDArray[np.float64]:
-        looking = StructuralEnsemble(self.ensemble.members[:members], self.ensemble.card)
+        looking = replace(self.ensemble, members=self.ensemble.members[:members])
         self.evaluations += len(rows) * len(looking.members) * volumes.n_scales
         found = predict_energies(looking, [self.crystals[i] for i in rows], replace(volumes, batch_size=4096))
         return found.e_form_per_atom - self.hull[list(rows)]
@@ -53,10 +53,16 @@ def main() -> None:
     parser.add_argument("--ensemble", type=Path, default=Path("data/ensembles/structural.safetensors"))
     parser.add_argument("--n", type=int, default=None)
     parser.add_argument("--budget", type=float, default=0.01, help="part of the candidates")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp8"])
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
+    torch.set_float32_matmul_precision("high")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(conditions(), f"{torch.get_num_threads()} threads")
-    ensemble = StructuralEnsemble.load(options.ensemble, device)
+    ensemble = StructuralEnsemble.load(options.ensemble, device, options.precision)
+    if options.compile:
+        for member in ensemble.members:
+            member.compile(dynamic=True)
     crystals, columns, _ = read_shard(options.candidates)
     rows = [i for i, crystal in enumerate(crystals) if set(crystal.composition) <= ensemble.elements]
     rows = np.random.default_rng(0).permutation(rows)[: options.n].tolist()

@@ -236,7 +236,6 @@ def read_formulas(shards: Path) -> Formulas:
 
 def train_compositional(structures: Structures, options: argparse.Namespace) -> None:
     """Train the formula ensemble and write it with its card."""
-    averaged = 0.0 if options.precision == "fp8" else FORMULA_TRAIN.ema_decay
     formulas = read_formulas(options.shards)
     targets, split = formulas.targets, formulas.split
     own = targets[split.train]
@@ -252,7 +251,6 @@ def train_compositional(structures: Structures, options: argparse.Namespace) -> 
             FORMULA_TRAIN,
             epochs=options.formula_epochs,
             precision=options.precision,
-            ema_decay=averaged,
         ),
         members=options.formula_members,
     )  # fmt: skip
@@ -309,8 +307,7 @@ def ship_compositional(
 def train_structural(structures: Structures, options: argparse.Namespace) -> None:
     """Train the structure ensemble and write it with its card."""
     name, *changes = options.structure
-    averaged = 0.0 if options.precision == "fp8" else STRUCTURE_TRAIN.ema_decay
-    train = replace(STRUCTURE_TRAIN, precision=options.precision, ema_decay=averaged)
+    train = replace(STRUCTURE_TRAIN, precision=options.precision)
     network, train = varied(STRUCTURES[name], train, changes)
     settings = EnsembleSettings(network=replace(network, **structures.shape), train=train, members=options.members)
     begin = time.perf_counter()

@@ -228,7 +228,7 @@ def _look(workspace: Workspace, number: int, shard: int) -> Result:
     """Take a cheap first look at a thousand candidates: one member of the ensemble, one volume."""
     ids = workspace.store.candidate_ids_of_round(number)[shard * LOOK_SHARD : (shard + 1) * LOOK_SHARD]
     ensemble = round_model(workspace, number)
-    model = StructuralEnsemble(ensemble.members[:1], ensemble.card)
+    model = replace(ensemble, members=ensemble.members[:1])
     candidates = _load(workspace, ids)
     predictions, refusals = _screen(workspace, number, candidates, model, FIRST_LOOK, "first look")
     ranked = sorted((round(p.decomposition_energy, 6), p.candidate_id) for p in predictions)

@@ -253,7 +253,8 @@ def recipe_for(request: TrainRequest, targets: Array) -> EnsembleSettings:
     heads = next(heads for heads in (8, 4, 2, 1) if request.width % heads == 0)
     network = CompositionalSettings(width=request.width, heads=heads, scales=tuple(spreads), shifts=tuple(centres))
     steps = max(2.0, AVERAGED_EPOCHS * len(targets) / request.batch_size)
-    averaged = 0.0 if request.precision == "fp8" else 1 - 1 / steps
+    in_fp8 = request.precision == "fp8" and request.width >= train.fp8_min_features  # such weights are not averaged
+    averaged = 0.0 if in_fp8 else 1 - 1 / steps
     train = replace(train, warm_up=0.05, fraction_jitter=0.02, ema_decay=averaged)
     return EnsembleSettings(network=network, train=train, members=request.members)
 

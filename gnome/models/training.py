@@ -37,8 +37,9 @@ class TrainSettings:
     `strain_jitter`: in training each cell is deformed by a symmetric strain of normal numbers of that deviation.
     `denoising`: part of the loss that is the error in the moves of atoms, for networks that answer these too.
     `fraction_jitter`: in training each amount of a formula is multiplied by exp(jitter times a normal number).
-    `precision` "fp8": FP8 products, FP16 master weights, and gradients and moments in eight bits while training (docs/fp8.md); the
-    trained network is FP32 again.  `eval_batch_size` affects speed only.
+    `precision` "fp8": gradients and moments in eight bits while training, edge blocks in FP8, and linear layers of at least
+    `fp8_min_features` too, over FP16 master weights; narrower ones are faster in BF16 (docs/fp8.md).  The trained network is FP32 again.
+    `eval_batch_size` affects speed only.
     """
 
     epochs: int = 60
@@ -55,14 +56,13 @@ class TrainSettings:
     fraction_jitter: float = 0.0
     seed: int = 0
     precision: Precision = "fp32"
+    fp8_min_features: int = 1024
     eval_batch_size: int = 1024
     save_every: int = 5
 
     def __post_init__(self) -> None:
         if not (0 <= self.ema_decay < 1 and 0 <= self.warm_up < 1):
             raise InvalidInput(f"ema_decay {self.ema_decay} and warm_up {self.warm_up}: expected at least 0 and below 1")
-        if self.ema_decay and self.precision == "fp8":
-            raise InvalidInput("weights kept in FP8 training have scales that change; they are not averaged: set ema_decay to 0")
 
 
 class Inputs(Protocol):
@@ -207,8 +207,12 @@ class _Trainer:
         self.fixed = run.train.inputs.fixed(self.settings.batch_size) if fixed_shapes else None
         fp8 = self.settings.precision == "fp8"
         set_edge_precision(self.network, self.settings.precision)
+        converted = False
         if fp8:
-            convert_to_fp8(self.network, weights="fp16")
+            report = convert_to_fp8(self.network, weights="fp16", min_features=self.settings.fp8_min_features)
+            converted = bool(report.converted)
+        if converted and self.settings.ema_decay:
+            raise InvalidInput("weights of FP8 layers have scales that change; they are not averaged: set ema_decay to 0")
         self.as_it_is: Callable[[Any], Any] = self._learning_network()
         self.forward = torch.compile(self.as_it_is, dynamic=self.fixed is None) if compile_network else self.as_it_is
         self.optimizer = self._make_optimizer()
@@ -216,7 +220,7 @@ class _Trainer:
         self.average = deepcopy(self.network).requires_grad_(False) if self.settings.ema_decay else None
         self.ema_rate = torch.zeros((), device=self.device)
         self.fixed_step: Callable[..., Tensor] = partial(self._step, fixed=True)
-        if not fp8:
+        if not converted:  # whose scales are the host's to choose at first
             self.fixed_step = CapturedStep(self.fixed_step)
         self.steps_per_epoch = math.ceil(len(run.train.inputs) / self.settings.batch_size)
         self.history: list[EpochRecord] = []
@@ -241,12 +245,11 @@ class _Trainer:
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         plain = [p for p in self.network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        cuda = self.stream is not None
+        rate = torch.tensor(settings.learning_rate, device=self.device) if cuda else settings.learning_rate
         if settings.precision == "fp8":
-            return AdamW(groups, lr=settings.learning_rate, gradient_clip=settings.gradient_clip, seed=settings.seed)
-        if self.stream is None:
-            return torch.optim.AdamW(groups, lr=settings.learning_rate)
-        rate = torch.tensor(settings.learning_rate, device=self.device)
-        return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=True)
+            return AdamW(groups, lr=rate, gradient_clip=settings.gradient_clip, seed=settings.seed)
+        return torch.optim.AdamW(groups, lr=rate, fused=cuda, capturable=cuda)
 
     @property
     def epoch(self) -> int:

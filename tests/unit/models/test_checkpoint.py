@@ -48,6 +48,13 @@ def test_energies_have_a_row_for_each_member_and_volume(saved: Path, crystals: l
     validate_energy_model(ensemble, crystals[:4])
 
 
+def test_a_precision_is_of_predictions(saved: Path, crystals: list[Crystal]) -> None:
+    exact = StructuralEnsemble.load(saved).member_energies(crystals)
+    rough = StructuralEnsemble.load(saved, precision="bf16").member_energies(crystals)
+    assert 0 < np.abs(rough - exact).max() < 0.05
+    assert rough.dtype == exact.dtype
+
+
 def test_the_shipped_ensembles_keep_their_contracts(crystals: list[Crystal]) -> None:
     folder = shipped_data() / "ensembles"
     validate_energy_model(StructuralEnsemble.load(folder / "structural.safetensors"), crystals[:3])

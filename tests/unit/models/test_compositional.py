@@ -158,14 +158,15 @@ def learnable(n: int = 200) -> Labelled:
     return Labelled(pack, torch.stack([e_form, decomposition], 1))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp8"])
-def test_training_learns_both_energies(precision: str) -> None:
+@pytest.mark.parametrize(("precision", "min_features"), [("fp32", 0), ("fp8", 0), ("fp8", 1024)])
+def test_training_learns_both_energies(precision: str, min_features: int) -> None:
     examples = learnable()
     torch.manual_seed(0)
     subject = CompositionalNetwork(replace(SMALL, scales=(0.5, 0.02)))
     settings = TrainSettings(
-        epochs=12, batch_size=20, learning_rate=3e-3, warm_up=0.1, ema_decay=0.9 if precision == "fp32" else 0.0,
-        fraction_jitter=0.01, precision=precision,
+        epochs=12, batch_size=20, learning_rate=3e-3, warm_up=0.1,
+        ema_decay=0.0 if precision == "fp8" and min_features == 0 else 0.9,
+        fraction_jitter=0.01, precision=precision, fp8_min_features=min_features,
     )  # fmt: skip
     before = predict(subject, examples.inputs)
     fit(subject, examples, examples, settings)
@@ -242,10 +243,16 @@ def test_runs_trained_together_are_those_trained_alone() -> None:
         assert all(torch.equal(own[name], expected[name]) for name in own)
 
 
-@pytest.mark.parametrize("change", [{"ema_decay": 1.0}, {"warm_up": -0.1}, {"ema_decay": 0.9, "precision": "fp8"}])
+@pytest.mark.parametrize("change", [{"ema_decay": 1.0}, {"warm_up": -0.1}])
 def test_settings_that_cannot_be(change: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         TrainSettings(**change)  # type: ignore[arg-type]
+
+
+def test_weights_of_fp8_layers_are_not_averaged() -> None:
+    examples, settings = learnable(40), TrainSettings(epochs=1, ema_decay=0.9, precision="fp8", fp8_min_features=0)
+    with pytest.raises(InvalidInput, match="set ema_decay to 0"):
+        fit(CompositionalNetwork(SMALL), examples, examples, settings)
 
 
 def test_an_ensemble_keeps_its_contract_and_answers_all(tmp_path: Path) -> None:

@@ -37,11 +37,11 @@ def test_epochs_visit_every_example_once_in_an_order_of_their_own() -> None:
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
-def test_training_learns(labelled: Labelled, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "min_features"), [("fp32", 0), ("bf16", 0), ("fp8", 0), ("fp8", 1024)])
+def test_training_learns(labelled: Labelled, precision: str, min_features: int) -> None:
     network = small_network()
     before = (predict(network, labelled.inputs) - labelled.targets).abs().mean()
-    history = fit(network, labelled, labelled, replace(SETTINGS, epochs=25, precision=precision))
+    history = fit(network, labelled, labelled, replace(SETTINGS, epochs=25, precision=precision, fp8_min_features=min_features))
     after = (predict(network, labelled.inputs) - labelled.targets).abs().mean()
     assert after < 0.5 * before
     assert len(history) == 25
