@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
 from gnome.models.ensemble import StructuralEnsemble
-from pipelines.cascade import DEFAULT_LOOKS, Look, choose_by_looks
-from pipelines.screening import ScreeningSettings, predict_energies
+from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, best_structures, passed_looks
+from pipelines.screening import DEFAULT_SCREENING, ScreeningSettings, predict_energies
 
 DESIGNS: dict[str, tuple[Look, ...]] = {
     "full filter": (),
-    "two looks": DEFAULT_LOOKS,
-    "two looks, half as many kept": tuple(replace(look, kept=look.kept / 2) for look in DEFAULT_LOOKS),
-    "one look": DEFAULT_LOOKS[:1],
+    "two looks": (FIRST_LOOK, SECOND_LOOK),
+    "two looks, half as many kept": tuple(replace(look, kept=look.kept / 2) for look in (FIRST_LOOK, SECOND_LOOK)),
+    "one look": (FIRST_LOOK,),
 }
 
 
@@ -40,11 +40,18 @@ class Candidates:
         self.ensemble, self.crystals, self.hull = ensemble, crystals, hull
         self.evaluations = 0
 
-    def __call__(self, rows: Sequence[int], members: int | None, volumes: ScreeningSettings) -> NDArray[np.float64]:
+    def __call__(self, rows: Sequence[int], members: int, volumes: ScreeningSettings) -> NDArray[np.float64]:
         looking = replace(self.ensemble, members=self.ensemble.members[:members])
         self.evaluations += len(rows) * len(looking.members) * volumes.n_scales
         found = predict_energies(looking, [self.crystals[i] for i in rows], replace(volumes, batch_size=4096))
         return found.e_form_per_atom - self.hull[list(rows)]
+
+
+def choose(candidates: Candidates, names: list[str], budget: int, looks: tuple[Look, ...]) -> set[int]:
+    """Give the full filter to what passes the looks; returns places of the best compositions' best structures."""
+    passed = passed_looks(candidates, names, budget, looks=looks)
+    found = candidates(passed, len(candidates.ensemble.members), DEFAULT_SCREENING)
+    return {passed[i] for i in best_structures(found, [names[i] for i in passed], budget, within=0.0)}
 
 
 def main() -> None:
@@ -69,12 +76,12 @@ def main() -> None:
     names = [columns["reduced_formula"][i] for i in rows]
     candidates = Candidates(ensemble, [crystals[i] for i in rows], np.array(columns["hull_energy"])[rows])
     budget = max(1, round(options.budget * len(rows)))
-    candidates(range(min(64, len(rows))), None, ScreeningSettings(n_scales=2))  # warms up
+    candidates(range(min(64, len(rows))), len(ensemble.members), ScreeningSettings(n_scales=2))  # warms up
     full: set[int] = set()
     table = []
     for name, looks in DESIGNS.items():
         candidates.evaluations, began = 0, time.perf_counter()
-        chosen = set(choose_by_looks(candidates, names, budget, looks=looks))
+        chosen = choose(candidates, names, budget, looks)
         seconds = time.perf_counter() - began
         full = full or chosen
         each, recall = candidates.evaluations / len(rows), len(chosen & full) / len(full)

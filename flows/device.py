@@ -1,4 +1,4 @@
-"""Where networks run: what `GNOME_DEVICE` says, by default a GPU where there is one."""
+"""Where networks predict and learn in rounds: what `GNOME_DEVICE` says."""
 
 import torch
 

@@ -28,6 +28,7 @@ from gnome.errors import EvaluatorUnavailable, InvalidInput, RoundBusy
 from gnome.models.ensemble import StructuralEnsemble
 from gnome.quantities import STABLE_TOLERANCE, Quantity
 from pipelines.candidate import Candidate
+from pipelines.cascade import FIRST_LOOK
 from pipelines.offset import Offset
 from pipelines.screening import Prediction, ScreeningSettings, fit_offset, screen
 from pipelines.selection import Selected, select
@@ -214,10 +215,6 @@ def full_filter(settings: RoundSettings) -> ScreeningSettings:
     )
 
 
-FIRST_LOOK: Final = ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0)
-"""The volume as it was guessed; one member looks."""
-
-
 def offset_of(workspace: Workspace, number: int) -> Offset | None:
     """The offset that the round's screening uses."""
     stored = workspace.ledger.result(number, "calibrate") or {}
@@ -225,12 +222,12 @@ def offset_of(workspace: Workspace, number: int) -> Offset | None:
 
 
 def _look(workspace: Workspace, number: int, shard: int) -> Result:
-    """Take a cheap first look at a thousand candidates: one member of the ensemble, one volume."""
+    """Take a cheap first look at a thousand candidates."""
     ids = workspace.store.candidate_ids_of_round(number)[shard * LOOK_SHARD : (shard + 1) * LOOK_SHARD]
     ensemble = round_model(workspace, number)
-    model = replace(ensemble, members=ensemble.members[:1])
+    model = replace(ensemble, members=ensemble.members[: FIRST_LOOK.members])
     candidates = _load(workspace, ids)
-    predictions, refusals = _screen(workspace, number, candidates, model, FIRST_LOOK, "first look")
+    predictions, refusals = _screen(workspace, number, candidates, model, FIRST_LOOK.volumes, "first look")
     ranked = sorted((round(p.decomposition_energy, 6), p.candidate_id) for p in predictions)
     return {"ranked": ranked, "refused": refusals}
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gnome.errors import InvalidInput
-from pipelines.screening import DEFAULT_SCREENING, ScreeningSettings
+from pipelines.screening import ScreeningSettings
 
-Energies = Callable[[Sequence[int], int | None, ScreeningSettings], NDArray[np.float64]]
-"""Decomposition energies, eV/atom, of candidates by their places, so many members (all when None) looking at these volumes."""
+Energies = Callable[[Sequence[int], int, ScreeningSettings], NDArray[np.float64]]
+"""Decomposition energies, eV/atom, of candidates by their places, so many members looking at these volumes."""
 
 NEAR_BEST = 0.1
 """How far above its composition's best structure, eV/atom, a structure may be seen by a look to be looked at again."""
@@ -37,10 +37,10 @@ class Look:
             )
 
 
-DEFAULT_LOOKS = (
-    Look(members=1, volumes=ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0), kept=20.0),
-    Look(members=3, volumes=ScreeningSettings(n_scales=3, smallest_scale=0.9, largest_scale=1.1), kept=3.0),
-)
+FIRST_LOOK = Look(members=1, volumes=ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0), kept=20.0)
+"""The volume as it was guessed; one member looks."""
+
+SECOND_LOOK = Look(members=3, volumes=ScreeningSettings(n_scales=3, smallest_scale=0.9, largest_scale=1.1), kept=3.0)
 
 
 def best_structures(energies: ArrayLike, compositions: Sequence[str], n: int, *, within: float = NEAR_BEST) -> list[int]:
@@ -56,26 +56,17 @@ def best_structures(energies: ArrayLike, compositions: Sequence[str], n: int, *,
         if name not in best and len(best) == n:
             continue
         lowest = best.setdefault(name, float(values[i]))
-        if not values[i] > lowest + within:
+        if values[i] <= lowest + within or np.isnan(lowest):
             found.append(i)
     return found
 
 
-def choose_by_looks(
-    energies: Energies,
-    compositions: Sequence[str],
-    budget: int,
-    *,
-    looks: Sequence[Look] = DEFAULT_LOOKS,
-    full: ScreeningSettings = DEFAULT_SCREENING,
+def passed_looks(
+    energies: Energies, compositions: Sequence[str], budget: int, *, looks: Sequence[Look] = (FIRST_LOOK, SECOND_LOOK)
 ) -> list[int]:
-    """Return places of the structures that the budget buys, the best first, one a composition; `compositions` are reduced formulas."""
+    """Return places of the structures that get the full filter; `compositions` are reduced formulas."""
     left: list[int] = list(range(len(compositions)))
     for look in looks:
         found = energies(left, look.members, look.volumes)
         left = [left[i] for i in best_structures(found, [compositions[i] for i in left], int(look.kept * budget))]
-    found = energies(left, None, full)
-    chosen: dict[str, int] = {}
-    for i in best_structures(found, [compositions[i] for i in left], budget, within=0.0):
-        chosen.setdefault(compositions[left[i]], left[i])
-    return list(chosen.values())
+    return left

@@ -128,7 +128,7 @@ class AngularNetwork(nn.Module):
         self.embed_node = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width)
         self.embed_features = make_linear(ELEMENT_FEATURES.shape[1], width)
         self.embed_edge = make_linear(settings.n_radial + settings.n_relative, width)
-        self.radii = nn.Parameter(torch.from_numpy(COVALENT_RADII)) if settings.n_relative else None
+        self.radii = nn.Parameter(torch.tensor(COVALENT_RADII)) if settings.n_relative else None
         self.move = make_linear(width, 1) if settings.denoises else None
         self.edge_blocks = nn.ModuleList([EdgeBlock(width) for _ in range(steps)])
         self.angles = nn.ModuleList(

@@ -35,7 +35,7 @@ class TrainSettings:
     `volume_jitter`: in training each structure's volume is multiplied by a factor drawn evenly from 1 - jitter to 1 + jitter.
     `position_jitter`: in training atoms are moved by normal numbers of that deviation, angstrom, in each direction.
     `strain_jitter`: in training each cell is deformed by a symmetric strain of normal numbers of that deviation.
-    `denoising`: part of the loss that is the error in the moves of atoms, for networks that answer these too.
+    `denoising`: weight, beside the energy's loss, of the relative error in the moves of atoms, for networks that answer these too.
     `fraction_jitter`: in training each amount of a formula is multiplied by exp(jitter times a normal number).
     `precision` "fp8": gradients and moments in eight bits while training, edge blocks in FP8, and linear layers of at least
     `fp8_min_features` too, over FP16 master weights; narrower ones are faster in BF16 (docs/fp8.md).  The trained network is FP32 again.
@@ -207,12 +207,10 @@ class _Trainer:
         self.fixed = run.train.inputs.fixed(self.settings.batch_size) if fixed_shapes else None
         fp8 = self.settings.precision == "fp8"
         set_edge_precision(self.network, self.settings.precision)
-        converted = False
         if fp8:
             report = convert_to_fp8(self.network, weights="fp16", min_features=self.settings.fp8_min_features)
-            converted = bool(report.converted)
-        if converted and self.settings.ema_decay:
-            raise InvalidInput("weights of FP8 layers have scales that change; they are not averaged: set ema_decay to 0")
+            if report.converted and self.settings.ema_decay:
+                raise InvalidInput("weights of FP8 layers have scales that change; they are not averaged: set ema_decay to 0")
         self.as_it_is: Callable[[Any], Any] = self._learning_network()
         self.forward = torch.compile(self.as_it_is, dynamic=self.fixed is None) if compile_network else self.as_it_is
         self.optimizer = self._make_optimizer()
@@ -220,7 +218,7 @@ class _Trainer:
         self.average = deepcopy(self.network).requires_grad_(False) if self.settings.ema_decay else None
         self.ema_rate = torch.zeros((), device=self.device)
         self.fixed_step: Callable[..., Tensor] = partial(self._step, fixed=True)
-        if not converted:  # whose scales are the host's to choose at first
+        if not fp8:
             self.fixed_step = CapturedStep(self.fixed_step)
         self.steps_per_epoch = math.ceil(len(run.train.inputs) / self.settings.batch_size)
         self.history: list[EpochRecord] = []
@@ -245,11 +243,12 @@ class _Trainer:
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         plain = [p for p in self.network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        cuda = self.stream is not None
-        rate = torch.tensor(settings.learning_rate, device=self.device) if cuda else settings.learning_rate
         if settings.precision == "fp8":
-            return AdamW(groups, lr=rate, gradient_clip=settings.gradient_clip, seed=settings.seed)
-        return torch.optim.AdamW(groups, lr=rate, fused=cuda, capturable=cuda)
+            return AdamW(groups, lr=settings.learning_rate, gradient_clip=settings.gradient_clip, seed=settings.seed)
+        if self.stream is None:
+            return torch.optim.AdamW(groups, lr=settings.learning_rate)
+        rate = torch.tensor(settings.learning_rate, device=self.device)
+        return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=True)
 
     @property
     def epoch(self) -> int:

@@ -92,15 +92,15 @@ def _order_of_sums() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["gnome", "angular"])
 def test_captured_steps_of_crystals_are_the_steps(kind: str, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within the noise of sums in changing order, which two runs without capture show.
 
-    In FP32 these take batches as they come; in BF16 and FP8 padded ones too, since other shapes take other kernels, which round
+    In FP32 these take batches as they come; in BF16 padded ones too, since other shapes take other kernels, which round
     otherwise, and every sum has its order: Adam makes whole steps of gradients that are nothing but rounding.
     """
-    padded = precision != "fp32"
+    padded = precision == "bf16"
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(padded, warn_only=True)
     captured, plain, again, untouched = (crystal_run(kind, 1, precision, captured=flag) for flag in (True, padded, padded, False))

@@ -9,6 +9,7 @@ from small_networks import small_network
 from torch import Tensor
 
 from gnome.crystals.crystal import Crystal
+from gnome.crystals.elements import COVALENT_RADIUS
 from gnome.errors import InvalidInput
 from gnome.graphs.crystal_graph import GraphBatch, PackedGraphs
 from gnome.models.angular_network import AngularNetwork, AngularSettings
@@ -92,6 +93,18 @@ def test_denoising_is_learnt_beside_energies() -> None:
     batch, moves = deformed(data.inputs.batch(torch.arange(24)), TRAIN)
     assert moves is not None
     assert float(denoising_error(moves_of(subject, batch), moves, batch, 24)) < 0.6
+
+
+def test_radii_are_learnt_by_a_network_for_itself() -> None:
+    given = crystals(8)
+    data = Labelled(PackedGraphs.from_crystals(given, SHAPE.cutoff), torch.linspace(-1, 1, 8))
+    subject, other = AngularNetwork(SHAPE), AngularNetwork(SHAPE)
+    fit(subject, data, data, replace(TRAIN, epochs=2))
+    for untouched in (other, AngularNetwork(SHAPE)):
+        assert untouched.radii is not None
+        assert untouched.radii.tolist() == pytest.approx([1.0, *(COVALENT_RADIUS[z] for z in range(1, len(untouched.radii)))])
+    assert subject.radii is not None
+    assert not torch.equal(subject.radii, untouched.radii)
 
 
 def test_relative_lengths_count() -> None:
