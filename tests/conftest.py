@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-
-def pytest_configure() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for every process that tests start
-    if not Path("/dev/nvidia0").exists():
-        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, whose own functions read it then
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for every process that tests start
+if not Path("/dev/nvidia0").exists():
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # before Triton is imported, by what conftests further down import: its functions read it then
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

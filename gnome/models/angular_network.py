@@ -16,8 +16,9 @@ from torch.nn import functional
 from gnome.crystals.elements import MAX_ATOMIC_NUMBER
 from gnome.errors import InvalidInput
 from gnome.fp8.edge_block import EdgeBlock, EdgeOrder
+from gnome.graphs.angular_sums import angular_sums
 from gnome.graphs.crystal_graph import GraphBatch
-from gnome.graphs.harmonics import spherical_harmonics, sum_degrees
+from gnome.graphs.harmonics import spherical_harmonics
 from gnome.models.element_features import COVALENT_RADII, ELEMENT_FEATURES
 from gnome.models.graph_network import segment_sum
 from gnome.models.label_scale import check_label_scale
@@ -62,9 +63,8 @@ class AngularSettings:
 class AngularChannel(nn.Module):
     """What an edge learns of the angles to the edges at its ends.
 
-    Every edge k reaching an atom gives itself weights phi_k; the atom's moments A_lm = sum over k of phi_k Y_lm(k), and the edge e reads
-    sum over m of Y_lm(e) A_lm = sum over k of phi_k P_l(cos angle(k, e)), by the addition theorem.  What it reads at its other end is what
-    its reverse reads.
+    Every edge k reaching an atom gives itself weights phi_k, and the edge e reads sum over k of phi_k P_l(cos angle(k, e)), see
+    `gnome.graphs.angular_sums`.  What it reads at its other end is what its reverse reads.
     """
 
     def __init__(self, width: int, channels: int, degree: int) -> None:
@@ -76,16 +76,10 @@ class AngularChannel(nn.Module):
         nn.init.zeros_(self.read.weight)
         nn.init.zeros_(self.read.bias)
 
-    def forward(self, edges: Tensor, harmonics: Tensor, batch: GraphBatch) -> Tensor:
-        """Return what is added to the edges (E, width), from harmonics (E, degree (degree + 2))."""
-        weights = self.weigh(edges)
-        n_moments, n_channels = harmonics.shape[1], weights.shape[1]
-        moments = segment_sum(
-            (harmonics[:, :, None] * weights[:, None, :]).flatten(1), batch.receivers, len(batch.atomic_numbers)
-        )
-        moments = (moments / AVERAGE_COORDINATION).to(weights.dtype)
-        seen = moments[batch.receivers].unflatten(1, (n_moments, n_channels)) * harmonics[:, :, None]
-        read = self.norm(sum_degrees(seen, self.degree).flatten(1))
+    def forward(self, edges: Tensor, harmonics: Tensor, batch: GraphBatch, offsets: Tensor) -> Tensor:
+        """Return what is added to the edges (E, width), from harmonics (E, degree (degree + 2)); offsets of receivers (N + 1,)."""
+        weights = self.weigh(edges) / AVERAGE_COORDINATION
+        read = self.norm(angular_sums(weights, harmonics, batch.receivers, offsets, self.degree).flatten(1))
         return self.read(torch.cat([read, read[batch.reverse]], 1))
 
 
@@ -162,7 +156,7 @@ class AngularNetwork(nn.Module):
         order = edge_order(batch)
         for step, (edge_block, node_update) in enumerate(zip(self.edge_blocks, self.node_updates, strict=True)):
             if self.settings.channels:
-                edges = edges + self.angles[step](edges, harmonics, batch)
+                edges = edges + self.angles[step](edges, harmonics, batch, order.receiver_offsets)
             edges, received = edge_block(nodes, edges, batch.senders, batch.receivers, order)
             nodes = node_update(nodes, received / AVERAGE_COORDINATION, batch)
         return nodes, edges

@@ -205,12 +205,13 @@ class _Trainer:
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         fixed_shapes = getattr(self.network, "fixed_shapes", False) and self.stream is not None
         self.fixed = run.train.inputs.fixed(self.settings.batch_size) if fixed_shapes else None
-        fp8 = self.settings.precision == "fp8"
+        captured = True
         set_edge_precision(self.network, self.settings.precision)
-        if fp8:
+        if self.settings.precision == "fp8":
             report = convert_to_fp8(self.network, weights="fp16", min_features=self.settings.fp8_min_features)
             if report.converted and self.settings.ema_decay:
                 raise InvalidInput("weights of FP8 layers have scales that change; they are not averaged: set ema_decay to 0")
+            captured = not report.converted
         self.as_it_is: Callable[[Any], Any] = self._learning_network()
         self.forward = torch.compile(self.as_it_is, dynamic=self.fixed is None) if compile_network else self.as_it_is
         self.optimizer = self._make_optimizer()
@@ -218,7 +219,7 @@ class _Trainer:
         self.average = deepcopy(self.network).requires_grad_(False) if self.settings.ema_decay else None
         self.ema_rate = torch.zeros((), device=self.device)
         self.fixed_step: Callable[..., Tensor] = partial(self._step, fixed=True)
-        if not fp8:
+        if captured:
             self.fixed_step = CapturedStep(self.fixed_step)
         self.steps_per_epoch = math.ceil(len(run.train.inputs) / self.settings.batch_size)
         self.history: list[EpochRecord] = []
@@ -243,11 +244,13 @@ class _Trainer:
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         plain = [p for p in self.network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        rate: float | Tensor = settings.learning_rate
+        if self.stream is not None:  # a captured step reads it anew
+            rate = torch.tensor(rate, device=self.device)
         if settings.precision == "fp8":
-            return AdamW(groups, lr=settings.learning_rate, gradient_clip=settings.gradient_clip, seed=settings.seed)
+            return AdamW(groups, lr=rate, gradient_clip=settings.gradient_clip, seed=settings.seed)
         if self.stream is None:
-            return torch.optim.AdamW(groups, lr=settings.learning_rate)
-        rate = torch.tensor(settings.learning_rate, device=self.device)
+            return torch.optim.AdamW(groups, lr=rate)
         return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=True)
 
     @property

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -34,9 +34,9 @@ def examples(n: int = 300) -> Labelled:
     return Labelled(pack.to("cuda"), targets.to("cuda"))
 
 
-def run(seed: int, *, captured: bool = True, precision: str = "fp32") -> Run:
+def run(seed: int, *, captured: bool = True, precision: str = "fp32", dropout: float = 0.2) -> Run:
     torch.manual_seed(seed)
-    network = CompositionalNetwork(CompositionalSettings(depth=2, width=64, heads=4, dropout=0.2)).to("cuda")
+    network = CompositionalNetwork(CompositionalSettings(depth=2, width=64, heads=4, dropout=dropout)).to("cuda")
     network.fixed_shapes = captured
     labelled = examples()
     settings = replace(SETTINGS, seed=seed, precision=precision)  # type: ignore[arg-type]
@@ -59,12 +59,13 @@ def test_captured_steps_are_the_steps(precision: str) -> None:
 
 
 def test_runs_trained_together_are_those_trained_alone() -> None:
-    together, alone = [run(seed) for seed in range(4)], [run(seed) for seed in range(4)]
+    """Without dropout, whose masks depend before torch 2.13 on how the runs interleave."""
+    together, alone = ([run(seed, dropout=0.0) for seed in range(4)] for _ in range(2))
     histories = fit_together(together)
     for one, other, history in zip(together, alone, histories, strict=True):
         expected = fit(other.network, other.train, other.validation, other.settings)
         assert [record.validation_mae for record in history] == pytest.approx([r.validation_mae for r in expected], rel=1e-3)
-        assert distance(one, other) < 0.05 * distance(one, run(one.settings.seed))
+        assert distance(one, other) < 0.05 * distance(one, run(one.settings.seed, dropout=0.0))
 
 
 def crystal_run(kind: str, seed: int, precision: Precision, *, captured: bool = True) -> Run:
@@ -92,15 +93,14 @@ def _order_of_sums() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("kind", ["gnome", "angular"])
+@pytest.mark.parametrize(("kind", "precision"), [*product(["gnome", "angular"], ["fp32", "bf16"]), ("angular", "fp8")])
 def test_captured_steps_of_crystals_are_the_steps(kind: str, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within the noise of sums in changing order, which two runs without capture show.
 
-    In FP32 these take batches as they come; in BF16 padded ones too, since other shapes take other kernels, which round
+    In FP32 these take batches as they come; in fewer bits padded ones too, since other shapes take other kernels, which round
     otherwise, and every sum has its order: Adam makes whole steps of gradients that are nothing but rounding.
     """
-    padded = precision == "bf16"
+    padded = precision != "fp32"
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(padded, warn_only=True)
     captured, plain, again, untouched = (crystal_run(kind, 1, precision, captured=flag) for flag in (True, padded, padded, False))

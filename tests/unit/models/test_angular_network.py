@@ -54,7 +54,7 @@ def test_a_channel_sums_over_the_angles_to_all_edges_of_an_atom() -> None:
     edges = torch.randn(len(batch.senders), 8, dtype=torch.float64)
     directions = batch.vectors / batch.distances[:, None]
     with torch.inference_mode():
-        found = channel(edges, spherical_harmonics(directions, 3), batch)
+        found = channel(edges, spherical_harmonics(directions, 3), batch, edge_order(batch).receiver_offsets)
         weights = channel.weigh(edges).numpy()
     cosines = (directions @ directions.T).numpy()
     same_end = (batch.receivers[:, None] == batch.receivers[None, :]).numpy()
