@@ -28,14 +28,13 @@ from gnome.crystals.shards import read_shard
 from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.angular_network import AngularSettings
 from gnome.models.datasets import labelled_subset, split_by_formula
-from gnome.models.recipes import STRUCTURE_TRAIN, untrained, varied
+from gnome.models.recipes import PLAIN_TRAIN, STRUCTURE_RECIPES, untrained, varied
 from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, Run, TrainSettings, predict
 from gnome.quantities import Quantity
 
 Shape = StructuralSettings | AngularSettings | CGCNNSettings
-NETWORKS: dict[str, Shape] = {"gnome": StructuralSettings(), "angular": AngularSettings(), "cgcnn": CGCNNSettings()}
-TRAIN = replace(STRUCTURE_TRAIN, precision="bf16")
+RECIPES: dict[str, tuple[Shape, TrainSettings]] = {**STRUCTURE_RECIPES, "cgcnn": (CGCNNSettings(), PLAIN_TRAIN)}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ class Job:
     def settings(self) -> tuple[Shape, TrainSettings]:
         """The network's settings and how it is trained."""
         name, *words = self.arm.split()
-        return varied(NETWORKS[name], replace(TRAIN, seed=self.seed, epochs=self.epochs), words)
+        shape, train = RECIPES[name]
+        return varied(shape, replace(train, precision="bf16", seed=self.seed, epochs=self.epochs), words)
 
 
 def write_parts(path: Path, folder: Path, cutoffs: set[float], rows: int | None) -> None:

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from gpu_timing import conditions
-from structural_ablation import NETWORKS, packed_arrays
+from structural_ablation import packed_arrays
 from training_runs import Prepared, Row, train_jobs
 
 from gnome.crystals.shards import read_shard
 from gnome.graphs.crystal_graph import PackedGraphs
-from gnome.models.recipes import STRUCTURE_TRAIN, EnsembleSettings, varied
+from gnome.models.recipes import STRUCTURE_RECIPES, EnsembleSettings, varied
 from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, reported_errors, scaling_run, scaling_split
 from gnome.models.training import EpochRecord
 from gnome.quantities import Quantity
@@ -68,9 +68,10 @@ def prepare(job: Job, device: str) -> Prepared:
     """Make the run, and the function that makes a row of what it gives."""
     examples = read_examples(job.folder, device)
     name, *changes = job.structure
-    network, train = varied(NETWORKS[name], replace(STRUCTURE_TRAIN, precision="bf16"), changes)
+    shape, plan = STRUCTURE_RECIPES[name]
+    network, train = varied(shape, replace(plan, precision="bf16"), changes)
     own = examples.targets[examples.train]
-    settings = EnsembleSettings(network=replace(network, scale=float(own.std()), shift=float(own.mean())), train=train)  # type: ignore[arg-type]
+    settings = EnsembleSettings(network=replace(network, scale=float(own.std()), shift=float(own.mean())), train=train)
     run = scaling_run(settings, job.scaling, examples, job.n, job.seed, device)
 
     def row(history: list[EpochRecord]) -> Row:
@@ -99,7 +100,7 @@ def main() -> None:
     out = Path(os.environ.get("OUT", "."))
     others = {name: Path(file) for name, file in (pair.split("=", 1) for pair in options.others)}
     with tempfile.TemporaryDirectory() as folder:
-        shape, _ = varied(NETWORKS[options.structure[0]], STRUCTURE_TRAIN, options.structure[1:])
+        shape, _ = varied(*STRUCTURE_RECIPES[options.structure[0]], options.structure[1:])
         n, n_reported = write_examples(options.structures, others, Path(folder), shape.cutoff)
         jobs = [
             Job(size, seed, tuple(options.structure), scaling, Path(folder))

@@ -3,12 +3,14 @@
     python data/prepare_training.py SOURCE SHARDS
     python data/train_ensembles.py SHARDS OUT
 
-On GPUs the members train at the same time: structure networks one process each, formula networks together in two processes a GPU.
+On GPUs the members train at the same time, those of a process together.  Where time on GPUs comes in pieces, `--only` trains some members
+and leaves their weights in OUT/state; the same command without it, on any machine, trains what is missing and writes ensemble and card.
 Needs torch, torch-geometric, numpy, scipy, pandas, pyarrow and safetensors.  The split is by composition: buckets 0-54 train, 55-59 stop
 and choose, 60-69 are reported.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -38,19 +40,16 @@ from gnome.models.metrics import atomic_fractions, fit_linear_model, score
 from gnome.models.recipes import (
     FORMULA_NETWORK,
     FORMULA_TRAIN,
-    STRUCTURE_NETWORK,
-    STRUCTURE_TRAIN,
+    STRUCTURE_RECIPES,
     EnsembleSettings,
     train_members,
     untrained,
     varied,
 )
-from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, TrainSettings, predict
 from gnome.quantities import Quantity
 
 METHOD = "pbe-mp2020"
-STRUCTURES = {"angular": STRUCTURE_NETWORK, "gnome": StructuralSettings()}
 LICENCES = [
     "WBM: CC BY 4.0 (Wang, Botti, Marques, npj Comput. Mater. 7, 12 (2021))",
     "Materials Project: CC BY 4.0 (Jain et al. 2013)",
@@ -87,22 +86,33 @@ def run_members(
     networks = train_members(
         indices, settings, train, validation, state_folder=folder, on_epoch=on_epoch, compile_network=compile_network
     )
+    where = {"torch": str(torch.__version__), "device": "CPU" if device == "cpu" else torch.cuda.get_device_name()}
     for index, network in zip(indices, networks, strict=True):
-        torch.save(network.state_dict(), folder / f"{kind}{index}.weights.pt")
+        torch.save({"weights": network.state_dict(), **where}, weights_path(folder, settings, index))
 
 
-def train_all(kind: str, settings: EnsembleSettings, data: tuple, options: argparse.Namespace) -> list[torch.nn.Module]:
-    """Train all members at the same time."""
+def weights_path(folder: Path, settings: EnsembleSettings, index: int) -> Path:
+    """Where the weights of a member lie; the name tells how it is trained."""
+    how = json.dumps([asdict(settings.network), asdict(settings.train)], sort_keys=True)
+    return folder / f"member{index}-{hashlib.sha256(how.encode()).hexdigest()[:12]}.weights.pt"
+
+
+def train_all(
+    kind: str, settings: EnsembleSettings, data: tuple, options: argparse.Namespace
+) -> tuple[list[torch.nn.Module], dict[str, str]]:
+    """Train all members whose weights are not there, at the same time; returns all, and what a card says of where they were trained."""
     folder = options.out / "state" / kind
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    members = list(range(settings.members))
+    members = [index for index in range(settings.members) if not weights_path(folder, settings, index).exists()]
+    if options.only is not None:
+        members = [index for index in members if index in options.only]
     if options.device == "cpu":
         for index in members:
             run_members([index], kind, settings, data, "cpu", folder, options.compile)
-    else:
+    elif members:
         devices = torch.cuda.device_count()
-        count = min(settings.members, 2 * devices if kind == "compositional" else settings.members)
+        count = min(len(members), options.processes * devices)
         groups = [members[i::count] for i in range(count)]
         context = mp.get_context("spawn")
         processes = [
@@ -117,13 +127,18 @@ def train_all(kind: str, settings: EnsembleSettings, data: tuple, options: argpa
             process.join()
         if failed := [group for group, process in zip(groups, processes, strict=True) if process.exitcode != 0]:
             raise SystemExit(f"members {failed} of the {kind} ensemble failed; their errors stand above")
-    log(f"{kind}: {settings.members} members in {time.perf_counter() - begin:.0f} s")
-    networks = []
-    for index in members:
+    log(f"{kind}: {len(members)} members in {time.perf_counter() - begin:.0f} s")
+    paths = [weights_path(folder, settings, index) for index in range(settings.members)]
+    if options.only is not None:
+        there = sum(path.exists() for path in paths)
+        raise SystemExit(f"{folder} holds {there} of {settings.members} members; call again without --only to write the ensemble")
+    networks, found = [], []
+    for path in paths:
+        found.append(torch.load(path, map_location="cpu", weights_only=True))
         network = untrained(settings.network)
-        network.load_state_dict(torch.load(folder / f"{kind}{index}.weights.pt", map_location="cpu", weights_only=True))
+        network.load_state_dict(found[-1].pop("weights"))
         networks.append(network)
-    return networks
+    return networks, {name: ", ".join(sorted({one[name] for one in found})) for name in ("torch", "device")}
 
 
 def member_answers(path: Path, inputs: object, device: str) -> np.ndarray:
@@ -177,8 +192,6 @@ def read_structures(options: argparse.Namespace) -> Structures:
         "licences": LICENCES,
         "split": "md5 of the reduced formula modulo 100: train 0-54, validation 55-59, test 60-69",
         "trained_with": " ".join(["python", "data/train_ensembles.py", "SHARDS", "OUT", *sys.argv[3:]]),
-        "torch": torch.__version__,
-        "device": f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if options.device == "cuda" else "CPU",
     }
     targets = np.array(columns[Quantity.E_FORM_PER_ATOM][: options.rows])
     return Structures(crystals, np.array(columns["source"][: options.rows]), targets, split, card)
@@ -254,8 +267,8 @@ def train_compositional(structures: Structures, options: argparse.Namespace) -> 
         ),
         members=options.formula_members,
     )  # fmt: skip
-    members = train_all("compositional", settings, (formulas.pack, targets, split.train, split.validation), options)
-    ship_compositional(members, structures, formulas, settings.train, options)
+    members, where = train_all("compositional", settings, (formulas.pack, targets, split.train, split.validation), options)
+    ship_compositional(members, replace(structures, card=structures.card | where), formulas, settings.train, options)
 
 
 def ship_compositional(
@@ -307,15 +320,16 @@ def ship_compositional(
 def train_structural(structures: Structures, options: argparse.Namespace) -> None:
     """Train the structure ensemble and write it with its card."""
     name, *changes = options.structure
-    train = replace(STRUCTURE_TRAIN, precision=options.precision)
-    network, train = varied(STRUCTURES[name], train, changes)
+    network, train = STRUCTURE_RECIPES[name]
+    network, train = varied(network, replace(train, precision=options.precision), changes)
     settings = EnsembleSettings(network=replace(network, **structures.shape), train=train, members=options.members)
     begin = time.perf_counter()
     pack = PackedGraphs.from_crystals(structures.crystals, network.cutoff, options.device).to("cpu")  # for all processes
     log(f"graphs: {len(pack.senders):,} edges in {time.perf_counter() - begin:.0f} s")
     split, targets = structures.split, structures.targets
-    members = train_all("structural", settings, (pack, targets, split.train, split.validation), options)
+    members, where = train_all("structural", settings, (pack, targets, split.train, split.validation), options)
     path = options.out / "structural.safetensors"
+    structures = replace(structures, card=structures.card | where)
     save_ensemble(path, members, structures.card)
     held = labelled_subset(pack, targets, split.validation, options.device)
     card = structures.card | {
@@ -362,6 +376,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=None, help="use only the first rows, for a trial")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--processes", type=int, default=2, help="on each GPU")
+    parser.add_argument("--only", nargs="+", type=int, metavar="MEMBER", help="train these, and write no ensemble yet")
     return parser.parse_args()
 
 
