@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
 from gnome.models.ensemble import StructuralEnsemble
-from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, best_structures, passed_looks
+from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, best_of_compositions, passed_looks
 from pipelines.screening import DEFAULT_SCREENING, ScreeningSettings, predict_energies
 
 DESIGNS: dict[str, tuple[Look, ...]] = {
@@ -51,7 +51,7 @@ def choose(candidates: Candidates, names: list[str], budget: int, looks: tuple[L
     """Give the full filter to what passes the looks; returns places of the best compositions' best structures."""
     passed = passed_looks(candidates, names, budget, looks=looks)
     found = candidates(passed, len(candidates.ensemble.members), DEFAULT_SCREENING)
-    return {passed[i] for i in best_structures(found, [names[i] for i in passed], budget, within=0.0)}
+    return {passed[i] for i in best_of_compositions(found, [names[i] for i in passed], budget)}
 
 
 def main() -> None:

@@ -14,13 +14,14 @@ app.add_typer(campaign_app, name="campaign")
 
 _DEFAULTS = RoundSettings()
 SCREENED_PER_EVALUATION = _DEFAULTS.n_screened // _DEFAULTS.budget
+LOOKED_AGAIN_PER_EVALUATION = _DEFAULTS.n_looked_again // _DEFAULTS.budget
 
 Elements = Annotated[str | None, typer.Option(help="Only these elements, by commas: Li,O; all when not given.")]
 Generator = Annotated[str, typer.Option(help="structural, compositional or both.")]
 EvaluatorName = Annotated[str, typer.Option(help="chgnet, emt, gpaw, recorded:FILE ... ; GNOME_EVALUATOR when not given.")]
 Budget = Annotated[int, typer.Option(help="Evaluations in a round.")]
 Candidates = Annotated[int, typer.Option(help="Candidates to propose; with both pipelines, half of them structural.")]
-Screened = Annotated[int | None, typer.Option(help="Candidates that get the full filter; 25 for each evaluation when not given.")]
+Screened = Annotated[int | None, typer.Option(help="Candidates that get the full filter; 3 for each evaluation when not given.")]
 Formulas = Annotated[int, typer.Option(help="Formulas that the compositional pipeline searches.")]
 Seed = Annotated[int, typer.Option(help="The same seed on an empty database gives the same result.")]
 Rounds = Annotated[int, typer.Option(help="Rounds to run.")]
@@ -35,13 +36,15 @@ def _round_settings(
     symbols = () if elements is None else tuple(symbol.strip() for symbol in elements.split(","))
     if not all(symbols):
         raise InvalidInput(f"--elements {elements!r}, expected symbols with commas between them, as in Li,O")
+    screened = max(1, SCREENED_PER_EVALUATION * budget) if screened is None else screened
     return RoundSettings(
         elements=symbols,
         generator=generator,
         evaluator=evaluator or settings.evaluator,
         budget=budget,
         n_candidates=candidates,
-        n_screened=max(1, SCREENED_PER_EVALUATION * budget) if screened is None else screened,
+        n_looked_again=max(LOOKED_AGAIN_PER_EVALUATION * budget, screened),
+        n_screened=screened,
         n_formulas=formulas,
         seed=seed,
     )

@@ -69,12 +69,17 @@ def refuse_misspelt_variables(names: Iterable[str]) -> None:
             raise InvalidInput(f"the environment variable {name} is no setting; did you mean {meant[0]}?")
 
 
+_BEFORE_IT_WAS_KEPT: dict[str, Any] = {"n_looked_again": 0, "over_volumes": "lowest"}
+"""What rounds did that began before a setting was kept with them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RoundSettings:
     """What one round does; kept with the round, so that an interrupted one goes on as it began.
 
-    `elements`: symbols that candidates may consist of; all when empty.  `n_candidates` are proposed, the best `n_screened` of a
-    first look get the full filter (all members at `n_scales` volumes between two factors), `budget` of them are evaluated.
+    `elements`: symbols that candidates may consist of; all when empty.  `n_candidates` are proposed, the best `n_looked_again` of a
+    first look are looked at again (no second look when 0), the best `n_screened` of those get the full filter (all members at `n_scales`
+    volumes between two factors; the mean or the lowest counts, see `ScreeningSettings`), `budget` of them are evaluated.
     Limits count attempts, never seconds.
     `n_formulas` and `structures_per_formula` are the compositional pipeline's.  `max_atoms` bounds a candidate's cell.
     """
@@ -83,12 +88,14 @@ class RoundSettings:
     elements: tuple[str, ...] = ()
     evaluator: str = "chgnet"
     n_candidates: int = 6000
-    n_screened: int = 1500
+    n_looked_again: int = 1200
+    n_screened: int = 180
     budget: int = 60
     seed: int = 0
     n_scales: int = 5
     smallest_scale: float = 0.9
     largest_scale: float = 1.1
+    over_volumes: Literal["mean", "lowest"] = "mean"
     max_atoms: int = 20
     n_formulas: int = 16
     structures_per_formula: int = 20
@@ -101,8 +108,10 @@ class RoundSettings:
             raise InvalidInput(f"seed is {self.seed}, expected 0 to 2^62")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, "int") and field.name != "seed" and value < 1:
+            if field.type in (int, "int") and field.name not in ("seed", "n_looked_again") and value < 1:
                 raise InvalidInput(f"{field.name} is {value}, expected 1 or more")
+        if self.n_looked_again and self.n_looked_again < self.n_screened:
+            raise InvalidInput(f"n_looked_again is {self.n_looked_again}, expected 0 or at least n_screened, {self.n_screened}")
 
     @property
     def pipelines(self) -> tuple[str, ...]:
@@ -116,7 +125,7 @@ class RoundSettings:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Self:
         """Rebuild what `to_dict` gave."""
-        return cls(**{**stored, "elements": tuple(stored["elements"])})
+        return cls(**{**_BEFORE_IT_WAS_KEPT, **stored, "elements": tuple(stored["elements"])})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""The round as plain Python: seven stages, each resumable, each a function of (workspace, round).
+"""The round as plain Python: eight stages, each resumable, each a function of (workspace, round).
 
-    propose -> calibrate -> look -> screen -> select -> evaluate -> assess
+    propose -> calibrate -> look -> look_again -> screen -> select -> evaluate -> assess
 
 A stage is cut into shards that the ledger keeps; what a shard writes is inserted idempotently and depends only on the database as it stood
 before the stage, so a round that was killed anywhere ends with the tables of an unbroken one.  Prefect is not needed here.
@@ -28,13 +28,14 @@ from gnome.errors import EvaluatorUnavailable, InvalidInput, RoundBusy
 from gnome.models.ensemble import StructuralEnsemble
 from gnome.quantities import STABLE_TOLERANCE, Quantity
 from pipelines.candidate import Candidate
-from pipelines.cascade import FIRST_LOOK
+from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, in_order
 from pipelines.offset import Offset
 from pipelines.screening import Prediction, ScreeningSettings, fit_offset, screen
 from pipelines.selection import Selected, select
 
-STAGES: Final = ("propose", "calibrate", "look", "screen", "select", "evaluate", "assess")
+STAGES: Final = ("propose", "calibrate", "look", "look_again", "screen", "select", "evaluate", "assess")
 LOOK_SHARD: Final = 1000
+LOOK_AGAIN_SHARD: Final = 200
 SCREEN_SHARD: Final = 100
 EVALUATE_SHARD: Final = 100
 
@@ -83,6 +84,10 @@ def n_shards(workspace: Workspace, number: int, stage: str) -> int:
             return len(settings.pipelines)
         case "look":
             return _pieces(len(workspace.store.candidate_ids_of_round(number)), LOOK_SHARD)
+        case "look_again":
+            if settings.n_looked_again == 0:
+                return 0
+            return _pieces(len(best_of_look(workspace, number, "look", settings.n_looked_again)), LOOK_AGAIN_SHARD)
         case "screen":
             return _pieces(len(looked_best(workspace, number)), SCREEN_SHARD)
         case "evaluate":
@@ -211,7 +216,10 @@ def _calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
 def full_filter(settings: RoundSettings) -> ScreeningSettings:
     """All members at all volumes of the round's settings."""
     return ScreeningSettings(
-        n_scales=settings.n_scales, smallest_scale=settings.smallest_scale, largest_scale=settings.largest_scale
+        n_scales=settings.n_scales,
+        smallest_scale=settings.smallest_scale,
+        largest_scale=settings.largest_scale,
+        over_volumes=settings.over_volumes,
     )
 
 
@@ -224,19 +232,39 @@ def offset_of(workspace: Workspace, number: int) -> Offset | None:
 def _look(workspace: Workspace, number: int, shard: int) -> Result:
     """Take a cheap first look at a thousand candidates."""
     ids = workspace.store.candidate_ids_of_round(number)[shard * LOOK_SHARD : (shard + 1) * LOOK_SHARD]
+    return _take_look(workspace, number, ids, FIRST_LOOK, "first look")
+
+
+def _look_again(workspace: Workspace, number: int, shard: int) -> Result:
+    """Look more closely at two hundred of the best of the first look."""
+    ids = best_of_look(workspace, number, "look", round_settings(workspace, number).n_looked_again)
+    own = ids[shard * LOOK_AGAIN_SHARD : (shard + 1) * LOOK_AGAIN_SHARD]
+    return _take_look(workspace, number, own, SECOND_LOOK, "second look")
+
+
+def _take_look(workspace: Workspace, number: int, ids: Sequence[str], look: Look, name: str) -> Result:
     ensemble = round_model(workspace, number)
-    model = replace(ensemble, members=ensemble.members[: FIRST_LOOK.members])
+    model = replace(ensemble, members=ensemble.members[: look.members])
     candidates = _load(workspace, ids)
-    predictions, refusals = _screen(workspace, number, candidates, model, FIRST_LOOK.volumes, "first look")
-    ranked = sorted((round(p.decomposition_energy, 6), p.candidate_id) for p in predictions)
+    formulas = {candidate.id: candidate.crystal.reduced_formula for candidate in candidates}
+    predictions, refusals = _screen(workspace, number, candidates, model, look.volumes, name)
+    ranked = sorted((round(p.decomposition_energy, 6), p.candidate_id, formulas[p.candidate_id]) for p in predictions)
     return {"ranked": ranked, "refused": refusals}
 
 
+def best_of_look(workspace: Workspace, number: int, stage: str, n: int) -> list[str]:
+    """Ids of the n best of a look, by id within equals; see `in_order`."""
+    shards = workspace.ledger.shards(number, stage)
+    ranked = sorted(tuple(entry) for shard in shards for entry in (shard.result or {}).get("ranked", ()))
+    ids = [entry[1] for entry in ranked]
+    order = in_order([entry[0] for entry in ranked], [entry[-1] for entry in ranked])  # older looks kept no formula, but the id
+    return [ids[i] for i in order[:n]]
+
+
 def looked_best(workspace: Workspace, number: int) -> list[str]:
-    """Ids that get the full filter: the best of the first look, by id within equals."""
+    """Ids that get the full filter."""
     settings = round_settings(workspace, number)
-    ranked = [tuple(pair) for shard in workspace.ledger.shards(number, "look") for pair in (shard.result or {}).get("ranked", ())]
-    return [identifier for _, identifier in sorted(ranked)[: settings.n_screened]]
+    return best_of_look(workspace, number, "look_again" if settings.n_looked_again else "look", settings.n_screened)
 
 
 def _screen_shard(workspace: Workspace, number: int, shard: int) -> Result:
@@ -349,6 +377,7 @@ _WORK: Final[Mapping[str, Callable[[Workspace, int, int], Result]]] = {
     "propose": _propose,
     "calibrate": _calibrate,
     "look": _look,
+    "look_again": _look_again,
     "screen": _screen_shard,
     "select": _select,
     "evaluate": _evaluate,

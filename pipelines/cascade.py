@@ -1,8 +1,8 @@
 """Screening in looks: few members and volumes for all candidates first, the full filter for the few that can still be chosen.
 
 A budget buys the best compositions alone, one structure each, so a candidate that a cheap look puts far behind them need not be looked at
-closely.  What a look keeps is counted in compositions, and of each composition only structures near its best go on.  How much of the full
-filter's choice that keeps, and how much it saves, is measured by `benchmarks/structural_screening.py`.
+closely, nor one that it puts far behind the best structure of its own composition.  How much of the full filter's choice that keeps, and
+how much it saves, is measured by `benchmarks/structural_screening.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ NEAR_BEST = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """So many members at these volumes; `kept` compositions for each that the budget buys go on."""
+    """So many members at these volumes; `kept` candidates for each that the budget buys go on."""
 
     members: int
     volumes: ScreeningSettings
@@ -43,22 +43,28 @@ FIRST_LOOK = Look(members=1, volumes=ScreeningSettings(n_scales=1, smallest_scal
 SECOND_LOOK = Look(members=3, volumes=ScreeningSettings(n_scales=3, smallest_scale=0.9, largest_scale=1.1), kept=3.0)
 
 
-def best_structures(energies: ArrayLike, compositions: Sequence[str], n: int, *, within: float = NEAR_BEST) -> list[int]:
-    """Return places of the structures near the lowest of each of the n best compositions, by energy, places within equals.
+def in_order(energies: ArrayLike, compositions: Sequence[str], *, within: float = NEAR_BEST) -> list[int]:
+    """Return all places by energy: structures near the lowest of their composition, then the others; places within equals.
 
-    `energies` are decomposition energies, eV/atom; those that are not numbers come last.
+    `energies` are decomposition energies, eV/atom; those that are not numbers come last among either.
     """
     values = np.asarray(energies, dtype=np.float64)
-    best: dict[str, float] = {}
-    found: list[int] = []
+    lowest: dict[str, float] = {}
+    near: list[int] = []
+    others: list[int] = []
     for i in np.lexsort((np.arange(len(values)), values)).tolist():
-        name = compositions[i]
-        if name not in best and len(best) == n:
-            continue
-        lowest = best.setdefault(name, float(values[i]))
-        if values[i] <= lowest + within or np.isnan(lowest):
-            found.append(i)
-    return found
+        best = lowest.setdefault(compositions[i], float(values[i]))
+        (near if values[i] <= best + within or np.isnan(best) else others).append(i)
+    return near + others
+
+
+def best_of_compositions(energies: ArrayLike, compositions: Sequence[str], n: int) -> list[int]:
+    """Return places of the lowest structure of each of the n best compositions."""
+    values = np.asarray(energies, dtype=np.float64)
+    best: dict[str, int] = {}
+    for i in np.lexsort((np.arange(len(values)), values)).tolist():
+        best.setdefault(compositions[i], i)
+    return list(best.values())[:n]
 
 
 def passed_looks(
@@ -68,5 +74,5 @@ def passed_looks(
     left: list[int] = list(range(len(compositions)))
     for look in looks:
         found = energies(left, look.members, look.volumes)
-        left = [left[i] for i in best_structures(found, [compositions[i] for i in left], int(look.kept * budget))]
+        left = [left[i] for i in in_order(found, [compositions[i] for i in left])[: int(look.kept * budget)]]
     return left

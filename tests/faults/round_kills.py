@@ -27,6 +27,7 @@ KILLS: dict[str, tuple[str, Any, str, int]] = {
     "propose, before it is entered": ("propose", Ledger, "complete", 0),
     "calibrate": ("calibrate", stages, "fit_offset", 0),
     "look": ("look", stages, "screen", 1),
+    "look_again": ("look_again", stages, "screen", 0),
     "screen": ("screen", Store, "add_predictions", 0),
     "select": ("select", stages, "select", 0),
     "evaluate": ("evaluate", Store, "add_evaluations", 2),

@@ -10,7 +10,7 @@ from emt_world import build_world, copy_world, known_crystals, round_settings, s
 
 from flows.importing import import_crystals
 from flows.settings import RoundSettings
-from flows.stages import STAGES, begin_round, run_round, run_shard
+from flows.stages import STAGES, begin_round, best_of_look, run_round, run_shard
 from flows.workspace import open_workspace
 from gnome.database.query import query
 from gnome.database.records import RoundRecord
@@ -182,6 +182,34 @@ def test_a_round_in_which_every_candidate_fails_the_filter_evaluates_none(
     assert (record.summary["n_candidates"], record.summary["n_screened"], record.summary["n_evaluated"]) == (60, 0, 0)
     with open_workspace(settings_in(tmp_path)) as workspace:
         assert workspace.ledger.result(1, "look")["refused"] == {"overlap": 60}
+
+
+@pytest.mark.parametrize("again", [30, 0])
+def test_looks_narrow_down_what_gets_the_full_filter(emt_world: Path, tmp_path: Path, again: int) -> None:
+    copy_world(emt_world, tmp_path)
+    assert play(tmp_path, n_looked_again=again).number == 1
+    with open_workspace(settings_in(tmp_path)) as workspace:
+        seen = {
+            stage: [entry for shard in workspace.ledger.shards(1, stage) for entry in (shard.result or {})["ranked"]]
+            for stage in ("look", "look_again")
+        }
+        screened = {prediction.candidate_id for prediction in workspace.store.predictions_of_round(1)}
+        best = best_of_look(workspace, 1, "look_again" if again else "look", 20)
+    assert (len(seen["look"]), len(seen["look_again"]), len(screened)) == (60, again, 20)
+    assert screened == set(best)
+    assert {entry[1] for entry in seen["look_again"]} <= {entry[1] for entry in seen["look"]}
+
+
+def test_a_round_that_began_before_second_looks_goes_on_without_one() -> None:
+    kept = {name: value for name, value in RoundSettings().to_dict().items() if name not in {"n_looked_again", "over_volumes"}}
+    older = RoundSettings.from_dict(kept)
+    assert (older.n_looked_again, older.over_volumes) == (0, "lowest")
+    assert RoundSettings.from_dict(RoundSettings().to_dict()) == RoundSettings()
+
+
+def test_a_second_look_at_fewer_than_the_full_filter_gets_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="n_looked_again is 9, expected 0 or at least n_screened, 10"):
+        RoundSettings(n_looked_again=9, n_screened=10)
 
 
 def test_failures_count_against_the_hit_rate_and_reach_no_hull(

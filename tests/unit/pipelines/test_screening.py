@@ -55,6 +55,29 @@ def hull():
     return ConvexHull("pbe", [*entries, HullEntry(id="salt", composition={11: 1, 17: 1}, e_form_per_atom=-0.3)])
 
 
+LOWEST = ScreeningSettings(over_volumes="lowest")
+
+
+def test_the_mean_over_volumes_counts_for_each_member(rocksalt):
+    energies = np.random.default_rng(0).normal(size=(5, 20, 2))
+
+    class Fixed(ToyEnsemble):
+        def member_energies(self, crystals, volume_scales=(1.0,)):
+            return energies
+
+    result = predict_energies(Fixed(), [rocksalt(), rocksalt("K")])
+    means = np.sort(energies.mean(1), axis=0)
+    np.testing.assert_allclose(result.e_form_per_atom, means[2])
+    np.testing.assert_allclose(result.spread, means[3] - means[1])
+    best = np.median(energies, axis=0).argmin(axis=0)
+    np.testing.assert_allclose(result.volume_scale, 0.8 + 0.4 * best / 19)
+
+
+def test_what_counts_of_the_volumes_is_one_of_two():
+    with pytest.raises(InvalidInput, match="over_volumes is 'median', expected mean or lowest"):
+        ScreeningSettings(over_volumes="median")
+
+
 def test_lowest_median_over_volumes_and_spread_there(rocksalt):
     crystal = rocksalt()
     rng = np.random.default_rng(0)
@@ -64,7 +87,7 @@ def test_lowest_median_over_volumes_and_spread_there(rocksalt):
         def member_energies(self, crystals, volume_scales=(1.0,)):
             return energies
 
-    result = predict_energies(Fixed(), [crystal])
+    result = predict_energies(Fixed(), [crystal], LOWEST)
     best = min(range(20), key=lambda i: np.median(energies[:, i, 0]))
     assert result.e_form_per_atom[0] == np.median(energies[:, best, 0])
     assert result.volume_scale[0] == pytest.approx(0.8 + 0.4 * best / 19)
@@ -73,14 +96,14 @@ def test_lowest_median_over_volumes_and_spread_there(rocksalt):
 
 
 def test_volume_that_gives_the_minimum_is_found(rocksalt):
-    result = predict_energies(ToyEnsemble(best_scale=0.93), [rocksalt()])
+    result = predict_energies(ToyEnsemble(best_scale=0.93), [rocksalt()], LOWEST)
     assert result.volume_scale[0] == pytest.approx(0.93, abs=0.4 / 19 / 2)
     assert result.e_form_per_atom[0] == pytest.approx(-0.4, abs=2e-4)
     assert result.spread[0] == pytest.approx(0.2)
 
 
 def test_predictions_against_the_hull(candidates, hull):
-    result = screen(candidates, ToyEnsemble(best_scale=1.2), hull)
+    result = screen(candidates, ToyEnsemble(best_scale=1.2), hull, LOWEST)
     assert [p.candidate_id for p in result.predictions] == [c.id for c in candidates]
     first = result.predictions[0]
     assert (first.method, first.model_id, result.offset_note) == ("pbe", "toy", "")
@@ -135,8 +158,8 @@ def test_two_methods_meet_through_an_offset_only(candidates, rocksalt):
     with pytest.raises(InvalidInput, match="an offset between them is needed, none is given"):
         screen(candidates, model, hull)
     crystals = [rocksalt(a, b) for a in ("Li", "Na", "K") for b in ("Cl", "Br")]
-    offset = fit_offset(model, crystals, [-0.9] * len(crystals), method="chgnet")
-    result = screen(candidates, model, hull, offset=offset)
+    offset = fit_offset(model, crystals, [-0.9] * len(crystals), method="chgnet", settings=LOWEST)
+    result = screen(candidates, model, hull, LOWEST, offset=offset)
     assert result.predictions[0].e_form_per_atom == pytest.approx(-0.9, abs=1e-6)
     assert result.predictions[0].method == "pbe~chgnet"
     assert "6 known crystals" in result.offset_note
@@ -152,7 +175,7 @@ def test_offset_finds_what_each_element_is_off_by(known_crystals):
     true = np.random.default_rng(0).normal(scale=0.3, size=104)
     model = ToyEnsemble(elements=elements, best_scale=1.2)
     targets = [-0.4 + sum(true[z] * n for z, n in c.composition.items()) / c.n_atoms for c in known_crystals]
-    offset = fit_offset(model, known_crystals, targets, method="other", ridge=1e-3)
+    offset = fit_offset(model, known_crystals, targets, method="other", ridge=1e-3, settings=LOWEST)
     assert offset.error_after < 0.25 * offset.error_before
     corrected = [-0.4 + offset.correction(crystal.composition) for crystal in known_crystals]
     assert np.abs(np.array(corrected) - targets).mean() < 0.05
