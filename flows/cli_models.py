@@ -161,11 +161,14 @@ def train_command(
         "ensemble.safetensors"
     ),
     method: Annotated[str, typer.Option(help="Label of the method behind the energies.")] = "",
+    network: Annotated[str, typer.Option(help="Of a structural ensemble: angular, as ships, or gnome, as GNoME's.")] = "angular",
     members: Annotated[int, typer.Option(help="Networks in the ensemble.")] = 5,
-    width: Annotated[int, typer.Option(help="Features of nodes, edges and globals, or of elements.")] = 128,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 60,
-    batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 256,
-    learning_rate: Annotated[float, typer.Option(help="At the start; it falls linearly to zero.")] = 5.55e-4,
+    width: Annotated[
+        int | None, typer.Option(help="Features of nodes and edges, or of elements; as ships when not given.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At the start; it falls linearly to zero.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp8.")] = "fp32",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
     scaling_law: Annotated[
@@ -184,11 +187,16 @@ def train_command(
     On several GPUs, which share the members: torchrun --nproc-per-node 8 -m flows.cli train ...
     """
     from flows.progress import Bars  # noqa: PLC0415
-    from flows.training import TrainRequest, train_files  # noqa: PLC0415
+    from flows.training import TrainRequest, train_files, usual_of  # noqa: PLC0415
 
+    shape, usual = usual_of(kind, network)
     request = TrainRequest(
-        kind=kind, files=tuple(files), out=out, method=method, members=members, width=width, epochs=epochs,
-        batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed,
+        kind=kind, network=network, files=tuple(files), out=out, method=method, members=members,
+        width=shape.width if width is None else width,
+        epochs=usual.epochs if epochs is None else epochs,
+        batch_size=usual.batch_size if batch_size is None else batch_size,
+        learning_rate=usual.learning_rate if learning_rate is None else learning_rate,
+        precision=precision, seed=seed,
     )  # fmt: skip
     if scaling_law:
         _scaling_law(request, SMALLEST if smallest is None else smallest, as_json=as_json)

@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     database_url: str = ""
     folder: Path | None = None
     evaluator: str = "chgnet"
-    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(default=2, ge=1, le=256)
     evaluation_seconds: float = Field(default=900.0, gt=0, le=1e8, allow_inf_nan=False)
     evaluation_memory_gb: float = Field(default=2.0, gt=0, le=1e6, allow_inf_nan=False)

@@ -16,17 +16,18 @@ from gnome.atomic_write import require_writable
 from gnome.crystals.formula import parse_formula
 from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.graphs.crystal_graph import PackedGraphs
+from gnome.models.angular_network import AngularSettings
 from gnome.models.checkpoint import Network, load_ensemble, read_card, save_ensemble
 from gnome.models.compositional import TARGETS, CompositionalSettings
 from gnome.models.datasets import Split, labelled_subset, read_labelled_crystals, split_by_formula
 from gnome.models.ensemble import calibrate_crystals, median_and_spread
 from gnome.models.formula_ensemble import calibrate_formulas
+from gnome.models.formula_graph import FormulaGraphSettings
 from gnome.models.formula_labels import read_labelled_formulas
 from gnome.models.linear import Precision
 from gnome.models.metrics import Array, atomic_fractions, fit_linear_model, score
 from gnome.models.ranks import Ranks
-from gnome.models.recipes import EnsembleSettings, NetworkSettings, train_members
-from gnome.models.structural import StructuralSettings
+from gnome.models.recipes import STRUCTURE_RECIPES, EnsembleSettings, NetworkSettings, train_members
 from gnome.models.training import EpochRecord, Inputs, Labelled, TrainSettings, predict
 
 MIN_EXAMPLES = 20
@@ -34,11 +35,26 @@ AVERAGED_EPOCHS = 2
 """Epochs over which the weights of formula networks are averaged."""
 
 
+FORMULA_USUAL = CompositionalSettings(width=128), TrainSettings()
+
+
+def usual_of(kind: str, network: str) -> tuple[NetworkSettings, TrainSettings]:
+    """Return a network and how it is trained where nothing is asked for; raises InvalidInput for what there is not."""
+    if kind == "compositional":
+        return FORMULA_USUAL
+    if kind != "structural":
+        raise InvalidInput(f"kind {kind!r}, expected structural or compositional")
+    if network not in STRUCTURE_RECIPES:
+        raise InvalidInput(f"network {network!r}, expected {' or '.join(STRUCTURE_RECIPES)}")
+    return STRUCTURE_RECIPES[network]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """What `gnome train` was asked for."""
+    """What `gnome train` was asked for; `network` is of structural ensembles."""
 
     kind: str
+    network: str
     files: tuple[Path, ...]
     out: Path
     method: str
@@ -52,8 +68,7 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        if self.kind not in {"structural", "compositional"}:
-            raise InvalidInput(f"kind {self.kind!r}, expected structural or compositional")
+        usual_of(self.kind, self.network)
         if not self.method:
             raise InvalidInput("name the method behind the energies with --method, for example --method pbe-mp2020")
         if self.precision not in {"fp32", "bf16", "fp8"}:
@@ -231,7 +246,7 @@ def read_examples(request: TrainRequest, device: torch.device) -> Examples:
     """Pack graphs of all crystals, found on a device, or formulas with their lowest energies."""
     if request.kind == "structural":
         crystals, energies = read_labelled_crystals(request.files)
-        pack = PackedGraphs.from_crystals(crystals, StructuralSettings().cutoff, device)
+        pack = PackedGraphs.from_crystals(crystals, STRUCTURE_RECIPES[request.network][0].cutoff, device)
         return Examples(pack, energies, [crystal.reduced_formula for crystal in crystals])
     labelled = read_labelled_formulas(request.files)
     return Examples(labelled.pack(), labelled.targets, labelled.formulas)
@@ -240,20 +255,25 @@ def read_examples(request: TrainRequest, device: torch.device) -> Examples:
 def recipe_for(request: TrainRequest, targets: Array) -> EnsembleSettings:
     """Choose the network and how it is trained, given the training part's labels (n, targets)."""
     centres, spreads = (_of_known(targets, f, default) for f, default in ((np.mean, 0.0), (np.std, 1.0)))
-    train = TrainSettings(
+    usual, train = usual_of(request.kind, request.network)
+    train = replace(
+        train,
         epochs=request.epochs,
         batch_size=request.batch_size,
         learning_rate=request.learning_rate,
         precision=cast(Precision, request.precision),
         seed=request.seed,
     )
-    if request.kind == "structural":
-        network: NetworkSettings = StructuralSettings(width=request.width, scale=spreads[0], shift=centres[0])
-        return EnsembleSettings(network=network, train=replace(train, volume_jitter=0.1), members=request.members)
+    in_fp8 = request.precision == "fp8" and request.width >= train.fp8_min_features  # such weights are not averaged
+    if not isinstance(usual, CompositionalSettings | FormulaGraphSettings):
+        if isinstance(usual, AngularSettings):
+            usual = replace(usual, hidden=request.width)
+        shape = replace(usual, width=request.width, scale=spreads[0], shift=centres[0])
+        averaged = 0.0 if in_fp8 else train.ema_decay
+        return EnsembleSettings(network=shape, train=replace(train, ema_decay=averaged), members=request.members)
     heads = next(heads for heads in (8, 4, 2, 1) if request.width % heads == 0)
     network = CompositionalSettings(width=request.width, heads=heads, scales=tuple(spreads), shifts=tuple(centres))
     steps = max(2.0, AVERAGED_EPOCHS * len(targets) / request.batch_size)
-    in_fp8 = request.precision == "fp8" and request.width >= train.fp8_min_features  # such weights are not averaged
     averaged = 0.0 if in_fp8 else 1 - 1 / steps
     train = replace(train, warm_up=0.05, fraction_jitter=0.02, ema_decay=averaged)
     return EnsembleSettings(network=network, train=train, members=request.members)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from flows.cli import main
 from flows.progress import Silent
 from flows.scaling_law import measure_scaling_law
 from flows.settings import Settings
-from flows.training import TrainRequest, train_files
+from flows.training import TrainRequest, recipe_for, train_files, usual_of
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard, write_shard
 from gnome.errors import InvalidCheckpoint, InvalidInput
@@ -26,7 +27,9 @@ from gnome.models import scaling
 from gnome.models.checkpoint import load_ensemble
 from gnome.models.formula_ensemble import CompositionalEnsemble
 from gnome.models.formula_labels import read_labelled_formulas
+from gnome.models.recipes import STRUCTURE_NETWORK, STRUCTURE_TRAIN
 from gnome.models.scaling import ScalingSettings, reported_errors
+from gnome.models.structural import StructuralSettings
 from gnome.shipped import shipped_data
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -64,6 +67,29 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SMALL = ["--method", "made-up", "--members", "2", "--width", "16", "--epochs", "3", "--batch-size", "64"]
+
+
+def test_the_networks_that_ship_are_trained_unless_something_else_is_asked_for(
+    shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainRequest] = []
+
+    def train(request: TrainRequest, _listener: Any) -> None:
+        asked.append(request)
+
+    monkeypatch.setattr("flows.training.train_files", train)
+    for options in ([], ["--network", "gnome"], ["--width", 64, "--epochs", 7]):
+        with pytest.raises(SystemExit, match="0"):
+            main([str(word) for word in ("train", "structural", shard, "--method", "m", *options)])
+    shipped, gnome, small = (recipe_for(request, np.array([[0.0], [2.0]])) for request in asked)
+    assert replace(shipped.network, scale=1.0, shift=0.0) == STRUCTURE_NETWORK
+    assert replace(shipped.train, precision="bf16") == replace(STRUCTURE_TRAIN, precision="bf16")
+    assert gnome.network == StructuralSettings(scale=1.0, shift=1.0)
+    assert (shipped.network.scale, shipped.network.shift) == (1.0, 1.0)
+    assert replace(small.network, scale=1.0, shift=0.0) == replace(STRUCTURE_NETWORK, width=64, hidden=64)
+    assert replace(small.train, epochs=STRUCTURE_TRAIN.epochs) == shipped.train
+    with pytest.raises(InvalidInput, match="network 'megnet', expected angular or gnome"):
+        usual_of("structural", "megnet")
 
 
 @pytest.mark.parametrize("kind", ["structural", "compositional"])
@@ -113,7 +139,7 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
 
     def request(out: Path) -> TrainRequest:
         return TrainRequest(
-            kind=kind, files=(shard,), out=out, method="made-up", members=2, width=16, epochs=6, batch_size=64,
+            kind=kind, network="angular", files=(shard,), out=out, method="made-up", members=2, width=16, epochs=6, batch_size=64,
             learning_rate=1e-3, precision="fp32", seed=0,
         )  # fmt: skip
 
@@ -333,8 +359,8 @@ def test_the_scaling_law_is_measured_and_drawn(run: Run, shard: Path, monkeypatc
 
 def test_a_scaling_law_goes_on_where_it_was_interrupted(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = TrainRequest(
-        kind="structural", files=(shard,), out=Path("m.safetensors"), method="m", members=1, width=16, epochs=1, batch_size=64,
-        learning_rate=1e-3, precision="fp32", seed=0,
+        kind="structural", network="angular", files=(shard,), out=Path("m.safetensors"), method="m", members=1, width=16, epochs=1,
+        batch_size=64, learning_rate=1e-3, precision="fp32", seed=0,
     )  # fmt: skip
     settings = ScalingSettings(smallest=20, sizes=3, seeds=1, least_steps=1)
     measured = reported_errors
