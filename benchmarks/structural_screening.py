@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
 from gnome.models.ensemble import StructuralEnsemble
-from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, best_of_compositions, passed_looks
+from pipelines.cascade import LOOKS, Look, best_of_compositions, passed_looks
 from pipelines.screening import DEFAULT_SCREENING, ScreeningSettings, predict_energies
 
 DESIGNS: dict[str, tuple[Look, ...]] = {
     "full filter": (),
-    "two looks": (FIRST_LOOK, SECOND_LOOK),
-    "two looks, half as many kept": tuple(replace(look, kept=look.kept / 2) for look in (FIRST_LOOK, SECOND_LOOK)),
-    "one look": (FIRST_LOOK,),
+    "three looks": LOOKS,
+    "three looks, twice as many kept": tuple(replace(look, kept=2 * look.kept) for look in LOOKS),
+    "two looks": LOOKS[:2],
+    "one look": LOOKS[:1],
 }
 
 

@@ -21,7 +21,7 @@ Generator = Annotated[str, typer.Option(help="structural, compositional or both.
 EvaluatorName = Annotated[str, typer.Option(help="chgnet, emt, gpaw, recorded:FILE ... ; GNOME_EVALUATOR when not given.")]
 Budget = Annotated[int, typer.Option(help="Evaluations in a round.")]
 Candidates = Annotated[int, typer.Option(help="Candidates to propose; with both pipelines, half of them structural.")]
-Screened = Annotated[int | None, typer.Option(help="Candidates that get the full filter; 3 for each evaluation when not given.")]
+Screened = Annotated[int | None, typer.Option(help="Candidates that get the full filter; 6 for each evaluation when not given.")]
 Formulas = Annotated[int, typer.Option(help="Formulas that the compositional pipeline searches.")]
 Seed = Annotated[int, typer.Option(help="The same seed on an empty database gives the same result.")]
 Rounds = Annotated[int, typer.Option(help="Rounds to run.")]

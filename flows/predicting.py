@@ -17,6 +17,7 @@ from gnome.crystals.writers import check_target, write_crystals
 from gnome.errors import InvalidInput
 from gnome.models.ensemble import StructuralEnsemble
 from gnome.quantities import Quantity
+from pipelines.cascade import AS_GUESSED
 from pipelines.screening import EnsembleEnergies, ScreeningSettings, predict_energies, probabilities_stable
 
 Row = dict[str, Any]
@@ -32,8 +33,6 @@ ANSWERED = (
     Quantity.REFUSED,
 )
 """What a predicted crystal's row has, None where it could not be answered."""
-
-AS_IT_IS = ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0)
 
 
 def read_rows(files: Sequence[Path]) -> tuple[list[Row], list[tuple[Row, Crystal]]]:
@@ -67,7 +66,7 @@ def predict_files(
     if volumes < 1 or volumes % 2 == 0:
         raise InvalidInput(f"--volumes {volumes}: expected an odd number, so that the cell as it is is one of them")
     ensemble = StructuralEnsemble.load(model or current_weights(settings, "structural"), device_of(settings))
-    scales = AS_IT_IS if volumes == 1 else ScreeningSettings(n_scales=volumes)
+    scales = AS_GUESSED if volumes == 1 else ScreeningSettings(n_scales=volumes)
     phases = known_phases(settings, ensemble, hull, scales)
     rows, usable = read_rows(files)
     known = []

@@ -89,7 +89,7 @@ class RoundSettings:
     evaluator: str = "chgnet"
     n_candidates: int = 6000
     n_looked_again: int = 1200
-    n_screened: int = 180
+    n_screened: int = 360
     budget: int = 60
     seed: int = 0
     n_scales: int = 5

@@ -23,7 +23,7 @@ NEAR_BEST = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """So many members at these volumes; `kept` candidates for each that the budget buys go on."""
+    """At most so many members at these volumes; `kept` candidates for each that the budget buys go on."""
 
     members: int
     volumes: ScreeningSettings
@@ -37,10 +37,13 @@ class Look:
             )
 
 
-FIRST_LOOK = Look(members=1, volumes=ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0), kept=20.0)
-"""The volume as it was guessed; one member looks."""
+AS_GUESSED = ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0)
+"""The volume as it was guessed, alone: the mean over others differs little from what networks say there."""
 
-SECOND_LOOK = Look(members=3, volumes=ScreeningSettings(n_scales=3, smallest_scale=0.9, largest_scale=1.1), kept=3.0)
+FIRST_LOOK = Look(members=1, volumes=AS_GUESSED, kept=20.0)
+SECOND_LOOK = Look(members=3, volumes=AS_GUESSED, kept=6.0)
+THIRD_LOOK = Look(members=1000, volumes=AS_GUESSED, kept=1.5)
+LOOKS = (FIRST_LOOK, SECOND_LOOK, THIRD_LOOK)
 
 
 def in_order(energies: ArrayLike, compositions: Sequence[str], *, within: float = NEAR_BEST) -> list[int]:
@@ -67,9 +70,7 @@ def best_of_compositions(energies: ArrayLike, compositions: Sequence[str], n: in
     return list(best.values())[:n]
 
 
-def passed_looks(
-    energies: Energies, compositions: Sequence[str], budget: int, *, looks: Sequence[Look] = (FIRST_LOOK, SECOND_LOOK)
-) -> list[int]:
+def passed_looks(energies: Energies, compositions: Sequence[str], budget: int, *, looks: Sequence[Look] = LOOKS) -> list[int]:
     """Return places of the structures that get the full filter; `compositions` are reduced formulas."""
     left: list[int] = list(range(len(compositions)))
     for look in looks:

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gnome.errors import InvalidInput
-from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, best_of_compositions, in_order, passed_looks
+from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, THIRD_LOOK, Look, best_of_compositions, in_order, passed_looks
 from pipelines.screening import ScreeningSettings
 
 NAMES = ["A", "B", "A", "C", "B", "A", "D"]
@@ -50,10 +50,11 @@ def test_what_the_full_filter_would_choose_passes_and_little_else() -> None:
     assert len({names[i] for i in expected}) == len(expected) == budget
     passed = passed_looks(energies, names, budget)
     assert set(expected) <= set(passed)
-    assert len(passed) == SECOND_LOOK.kept * budget
-    assert [asked[1:] for asked in energies.asked] == [(1, 1), (3, 3)]
+    assert len(passed) == THIRD_LOOK.kept * budget
+    assert [asked[1:] for asked in energies.asked] == [(1, 1), (3, 1), (THIRD_LOOK.members, 1)]
     assert energies.asked[0][0] == n
-    assert energies.asked[1][0] == FIRST_LOOK.kept * budget < n / 2
+    assert [asked[0] for asked in energies.asked[1:]] == [FIRST_LOOK.kept * budget, SECOND_LOOK.kept * budget]
+    assert energies.asked[1][0] < n / 2
     assert passed_looks(energies, names, budget, looks=()) == list(range(n))
 
 
