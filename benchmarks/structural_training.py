@@ -1,10 +1,11 @@
 """How fast structural networks train on one GPU: fused edge blocks in BF16 and FP8, blocks as usually written, and a CGCNN.
 
     python data/prepare_training.py ../shared/data SHARDS
-    python benchmarks/structural_training.py SHARDS/structures.parquet [--rows 40000] [--arms ...]
+    python benchmarks/structural_training.py SHARDS/structures.parquet [--rows 40000] [--arms ...] [--changes cutoff=5.0] [--kernels 12]
 
 Every arm trains whole epochs of the same crystals by `gnome.models.training.fit`: choosing batches, jitter and averages of weights
-included, validation left out.  The first epoch, in which code is compiled and CUDA graphs are captured, is not counted.  `busy` is the time
+included, validation left out.  Unfused arms have neither the edge blocks' kernels nor those of sums over angles.  The first epoch, in
+which code is compiled and CUDA graphs are captured, is not counted.  `busy` is the time
 that kernels take in an epoch, by torch's profiler, over the time of the epoch without it; kernels that overlap count both.
 Goals on one H200: FP8 fused >= 1.3 times BF16 fused, and that >= 3 times BF16 unfused; busy >= 90 %.
 """
@@ -12,11 +13,13 @@ Goals on one H200: FP8 fused >= 1.3 times BF16 fused, and that >= 3 times BF16 u
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from cgcnn_like import CGCNN, CGCNNSettings
@@ -28,6 +31,7 @@ from gnome.crystals.shards import read_shard
 from gnome.fp8 import EdgeOrder
 from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.angular_network import AngularNetwork, AngularSettings
+from gnome.models.recipes import STRUCTURE_NETWORK, varied
 from gnome.models.training import Labelled, TrainSettings, fit
 from gnome.quantities import Quantity
 
@@ -55,20 +59,20 @@ def unfused(network: AngularNetwork) -> AngularNetwork:
 
 @dataclass(frozen=True)
 class Arm:
-    """A network, how it is trained, and whether it is compiled."""
+    """A network, how it is trained, whether it is compiled, and whether sums over angles have kernels."""
 
     make: Callable[[], nn.Module]
     settings: TrainSettings = TRAIN
     compiled: bool = False
+    kernels: bool = True
 
 
-def arms(width: int, channels: int) -> dict[str, Arm]:
-    ours = AngularSettings(width=width, channels=channels)
+def arms(ours: AngularSettings) -> dict[str, Arm]:
     fused = partial(AngularNetwork, ours)
     averaged = replace(TRAIN, ema_decay=0.999)
     return {
-        "BF16 unfused": Arm(lambda: unfused(fused())),
-        "BF16 unfused, compiled": Arm(lambda: unfused(fused()), compiled=True),
+        "BF16 unfused": Arm(lambda: unfused(fused()), kernels=False),
+        "BF16 unfused, compiled": Arm(lambda: unfused(fused()), compiled=True, kernels=False),
         "BF16 fused": Arm(fused),
         "BF16 fused, compiled": Arm(fused, compiled=True),
         "BF16 fused, compiled, averaged": Arm(fused, averaged, compiled=True),
@@ -78,8 +82,9 @@ def arms(width: int, channels: int) -> dict[str, Arm]:
     }
 
 
-def measure(arm: Arm, data: Labelled, nothing: Labelled, epochs: int, device: torch.device) -> tuple[float, float, float]:
-    """Seconds of the fastest epoch, part of it that kernels take, and the largest memory, bytes."""
+def measure(arm: Arm, data: Labelled, nothing: Labelled, epochs: int, n_kernels: int) -> tuple[float, float, float]:
+    """Seconds of the fastest epoch, part of it that kernels take, and the largest memory, bytes; prints the longest kernels."""
+    device = data.targets.device
     torch.manual_seed(0)
     network = arm.make().to(device)
     ends: list[float] = []
@@ -95,11 +100,15 @@ def measure(arm: Arm, data: Labelled, nothing: Labelled, epochs: int, device: to
             profiler.start()
         if profiler is not None and record.epoch == epochs:
             profiler.stop()
-            kernels.append(sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6)
+            events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
+            kernels.append(sum(event.self_device_time_total for event in events) / 1e6)
+            for event in events[:n_kernels]:
+                print(f"  {event.self_device_time_total / 1e3:9.2f} ms {event.count:6d}x  {event.key[:100]}", flush=True)
 
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    fit(network, data, nothing, replace(arm.settings, epochs=epochs), on_epoch=on_epoch, compile_network=arm.compiled)
+    with nullcontext() if arm.kernels else patch("gnome.graphs.angular_sums.has_kernel", lambda *_: False):
+        fit(network, data, nothing, replace(arm.settings, epochs=epochs), on_epoch=on_epoch, compile_network=arm.compiled)
     seconds = min(end - start for start, end in pairwise(ends[:-1]))  # the last is profiled
     peak = torch.cuda.max_memory_allocated() if cuda else 0
     return seconds, kernels[0] / seconds if kernels else float("nan"), float(peak)
@@ -110,8 +119,8 @@ def main() -> None:
     parser.add_argument("structures", type=Path)
     parser.add_argument("--rows", type=int, default=40_000)
     parser.add_argument("--epochs", type=int, default=5, help="the first is not timed, the last is profiled")
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--changes", nargs="*", default=[], metavar="WORD", help="of the network that ships, such as cutoff=5.0")
+    parser.add_argument("--kernels", type=int, default=0, help="print so many of each arm's kernels, those that take longest")
     parser.add_argument("--arms", nargs="+")
     options = parser.parse_args()
     print(conditions())
@@ -119,17 +128,18 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     crystals, columns, _ = read_shard(options.structures)
     crystals, labels = crystals[: options.rows], columns[Quantity.E_FORM_PER_ATOM][: options.rows]
+    shape, _ = varied(STRUCTURE_NETWORK, TRAIN, options.changes)
     began = time.perf_counter()
-    pack = PackedGraphs.from_crystals(crystals, AngularSettings().cutoff, device)
+    pack = PackedGraphs.from_crystals(crystals, shape.cutoff, device)
     print(f"graphs in {time.perf_counter() - began:.2f} s")
     data = Labelled(pack, torch.tensor(labels, dtype=torch.float32, device=device))
     nothing = Labelled(PackedGraphs.from_crystals([], 5.0, device), torch.zeros(0, device=device))
     print(f"{len(pack):,} crystals, {int(pack.edge_start[-1]):,} edges")
-    found, rows = arms(options.width, options.channels), []
+    found, rows = arms(shape), []
     for name in options.arms or found:
-        seconds, busy, peak = measure(found[name], data, nothing, options.epochs, device)
+        seconds, busy, peak = measure(found[name], data, nothing, options.epochs, options.kernels)
         rows.append((name, seconds * 1e3 / -(-len(pack) // TRAIN.batch_size), f"{len(pack) / seconds:,.0f}", busy, peak / 1e9))
-        write_row("structural_training", arm=name, width=options.width, crystals_per_second=len(pack) / seconds, busy=busy)
+        write_row("structural_training", arm=name, changes=options.changes, crystals_per_second=len(pack) / seconds, busy=busy)
         print(rows[-1], flush=True)
     print_table(("arm", "ms a step", "crystals a second", "busy", "peak GB"), rows)
 
