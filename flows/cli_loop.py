@@ -22,6 +22,7 @@ EvaluatorName = Annotated[str, typer.Option(help="chgnet, emt, gpaw, recorded:FI
 Budget = Annotated[int, typer.Option(help="Evaluations in a round.")]
 Candidates = Annotated[int, typer.Option(help="Candidates to propose; with both pipelines, half of them structural.")]
 Screened = Annotated[int | None, typer.Option(help="Candidates that get the full filter; 6 for each evaluation when not given.")]
+Order = Annotated[str, typer.Option(help="What is evaluated first: greedy (deepest below the hull) or stability (surest).")]
 Formulas = Annotated[int, typer.Option(help="Formulas that the compositional pipeline searches.")]
 Seed = Annotated[int, typer.Option(help="The same seed on an empty database gives the same result.")]
 Rounds = Annotated[int, typer.Option(help="Rounds to run.")]
@@ -31,7 +32,7 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 def _round_settings(
     settings: Settings, elements: str | None, generator: str, evaluator: str,
-    budget: int, candidates: int, screened: int | None, formulas: int, seed: int,
+    budget: int, candidates: int, screened: int | None, acquisition: str, formulas: int, seed: int,
 ) -> RoundSettings:  # fmt: skip
     symbols = () if elements is None else tuple(symbol.strip() for symbol in elements.split(","))
     if not all(symbols):
@@ -45,6 +46,7 @@ def _round_settings(
         n_candidates=candidates,
         n_looked_again=max(LOOKED_AGAIN_PER_EVALUATION * budget, screened),
         n_screened=screened,
+        acquisition=acquisition,
         n_formulas=formulas,
         seed=seed,
     )
@@ -58,6 +60,7 @@ def discover(
     budget: Budget = _DEFAULTS.budget,
     candidates: Candidates = _DEFAULTS.n_candidates,
     screened: Screened = None,
+    acquisition: Order = _DEFAULTS.acquisition,
     formulas: Formulas = _DEFAULTS.n_formulas,
     seed: Seed = 0,
     as_json: Json = False,
@@ -67,7 +70,7 @@ def discover(
     gnome discover --elements Li,Fe,O --budget 50
     """
     settings = Settings()
-    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, formulas, seed)
+    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, acquisition, formulas, seed)
     from flows.progress import Bars  # noqa: PLC0415
     from flows.stages import run_round  # noqa: PLC0415
     from flows.workspace import open_workspace  # noqa: PLC0415
@@ -114,6 +117,7 @@ def campaign_run(
     budget: Budget = _DEFAULTS.budget,
     candidates: Candidates = _DEFAULTS.n_candidates,
     screened: Screened = None,
+    acquisition: Order = _DEFAULTS.acquisition,
     formulas: Formulas = _DEFAULTS.n_formulas,
     seed: Seed = 0,
     retrain_after: RetrainAfter = 80,
@@ -125,7 +129,7 @@ def campaign_run(
     gnome campaign run --rounds 3 --budget 50
     """
     settings = Settings()
-    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, formulas, seed)
+    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, acquisition, formulas, seed)
     _campaign(
         CampaignSettings(rounds=rounds, retrain_after=retrain_after), wanted, settings, plain=plain, as_json=as_json, resume=False
     )
@@ -214,6 +218,7 @@ def campaign_schedule(
     budget: Budget = _DEFAULTS.budget,
     candidates: Candidates = _DEFAULTS.n_candidates,
     screened: Screened = None,
+    acquisition: Order = _DEFAULTS.acquisition,
     formulas: Formulas = _DEFAULTS.n_formulas,
     seed: Seed = 0,
     retrain_after: RetrainAfter = 80,
@@ -226,5 +231,5 @@ def campaign_schedule(
     from flows.deployments import serve_campaign  # noqa: PLC0415
 
     settings = Settings()
-    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, formulas, seed)
+    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, acquisition, formulas, seed)
     serve_campaign(settings, wanted, CampaignSettings(rounds=rounds, retrain_after=retrain_after), cron=cron, name=name)

@@ -17,6 +17,7 @@ from gnome.database.engine import sqlite_path
 from gnome.errors import InvalidInput
 
 GENERATORS = ("structural", "compositional", "both")
+ACQUISITIONS = ("greedy", "stability")
 
 
 class Settings(BaseSettings):
@@ -81,6 +82,7 @@ class RoundSettings:
     first look are looked at again (no second look when 0), the best `n_screened` of those get the full filter (all members at `n_scales`
     volumes between two factors; the mean or the lowest counts, see `ScreeningSettings`), `budget` of them are evaluated.
     Limits count attempts, never seconds.
+    `acquisition`: which of them first, those predicted deepest below the hull or those most probably stable.
     `n_formulas` and `structures_per_formula` are the compositional pipeline's.  `max_atoms` bounds a candidate's cell.
     """
 
@@ -96,6 +98,7 @@ class RoundSettings:
     smallest_scale: float = 0.9
     largest_scale: float = 1.1
     over_volumes: Literal["mean", "lowest"] = "mean"
+    acquisition: str = "greedy"
     max_atoms: int = 20
     n_formulas: int = 16
     structures_per_formula: int = 20
@@ -104,6 +107,8 @@ class RoundSettings:
         """Refuse what no round can do."""
         if self.generator not in GENERATORS:
             raise InvalidInput(f"generator {self.generator!r}, expected one of {', '.join(GENERATORS)}")
+        if self.acquisition not in ACQUISITIONS:
+            raise InvalidInput(f"acquisition {self.acquisition!r}, expected {' or '.join(ACQUISITIONS)}")
         if not 0 <= self.seed < 2**62:
             raise InvalidInput(f"seed is {self.seed}, expected 0 to 2^62")
         for field in fields(self):

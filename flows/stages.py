@@ -31,7 +31,7 @@ from pipelines.candidate import Candidate
 from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, in_order
 from pipelines.offset import Offset
 from pipelines.screening import Prediction, ScreeningSettings, fit_offset, screen
-from pipelines.selection import Selected, select
+from pipelines.selection import Acquisition, GreedyAcquisition, Selected, SelectionSettings, StabilityAcquisition, select
 
 STAGES: Final = ("propose", "calibrate", "look", "look_again", "screen", "select", "evaluate", "assess")
 LOOK_SHARD: Final = 1000
@@ -308,15 +308,31 @@ def _select(workspace: Workspace, number: int, _shard: int) -> Result:
         record.id: candidate_from(record) for record in workspace.store.candidates(p.candidate_id for p in remaining).values()
     }
     predictions = [prediction_from(record, round_method(workspace, number)) for record in remaining]
+    order = SelectionSettings(acquisition=acquisition_of(workspace, number))
     chosen: list[Selected] = []
     while predictions and len(chosen) < settings.budget:
-        chosen += select(predictions, list(candidates.values()), settings.budget - len(chosen))
+        chosen += select(predictions, list(candidates.values()), settings.budget - len(chosen), order)
         taken = {one.candidate.id for one in chosen}
         predictions = [prediction for prediction in predictions if prediction.candidate_id not in taken]
     return {
         "chosen": [one.candidate.id for one in chosen],
         "below_threshold": sum(one.below_threshold for one in chosen),
+        "acquisition": order.acquisition.name,
     }
+
+
+def acquisition_of(workspace: Workspace, number: int) -> Acquisition:
+    """Return the order that the round's settings ask for; the greedy one, and a word, where errors are not known."""
+    if round_settings(workspace, number).acquisition == "greedy":
+        return GreedyAcquisition()
+    offset = offset_of(workspace, number)
+    calibration = round_model(workspace, number).calibration if offset is None else offset.calibration
+    if calibration is None:
+        workspace.listener.say(
+            "The errors of the ensemble's predictions are not known: those deepest below the hull are evaluated."
+        )
+        return GreedyAcquisition()
+    return StabilityAcquisition(calibration=calibration)
 
 
 def chosen(workspace: Workspace, number: int) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from gnome.models.calibration import ErrorCalibration
 from gnome.quantities import NEAR_HULL_TOLERANCE
 from pipelines.candidate import Candidate
 from pipelines.screening import Prediction
@@ -47,6 +48,20 @@ class GreedyAcquisition:
     def score(self, prediction: Prediction) -> float:
         """Predicted decomposition energy, eV/atom."""
         return prediction.decomposition_energy
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityAcquisition:
+    """The most probably stable first, by what is known of the errors of such predictions; less deep but surer than greedy."""
+
+    calibration: ErrorCalibration
+    name: str = "stability"
+    uses_threshold: bool = True
+
+    def score(self, prediction: Prediction) -> float:
+        """Probability of lying above what other compositions make."""
+        margin, spread = np.array([-prediction.decomposition_energy]), np.array([prediction.spread])
+        return 1.0 - float(self.calibration.probability_below(margin, spread)[0])
 
 
 @dataclass(frozen=True, kw_only=True)

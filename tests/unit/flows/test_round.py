@@ -1,6 +1,7 @@
 """The round as plain Python, in a small world under EMT."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from emt_world import build_world, copy_world, known_crystals, round_settings, settings_in, tables, write_folder
 
+from flows import stages
 from flows.importing import import_crystals
 from flows.settings import RoundSettings
 from flows.stages import STAGES, begin_round, best_of_look, run_round, run_shard
@@ -15,7 +17,10 @@ from flows.workspace import open_workspace
 from gnome.database.query import query
 from gnome.database.records import RoundRecord
 from gnome.errors import EvaluatorUnavailable, InvalidInput, RoundBusy
+from gnome.models.calibration import ErrorCalibration
+from gnome.quantities import NEAR_HULL_TOLERANCE
 from gnome.stability.hull import ConvexHull
+from pipelines.selection import StabilityAcquisition
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -198,6 +203,35 @@ def test_looks_narrow_down_what_gets_the_full_filter(emt_world: Path, tmp_path: 
     assert (len(seen["look"]), len(seen["look_again"]), len(screened)) == (60, again, 20)
     assert screened == set(best)
     assert {entry[1] for entry in seen["look_again"]} <= {entry[1] for entry in seen["look"]}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_surest_are_evaluated_first_where_that_is_asked_for_and_known(
+    emt_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    copy_world(emt_world, tmp_path)
+    learnt = ErrorCalibration(floor=0.01, factor=5.0, power=1.0, degrees=3.0) if known else None
+    fit_offset = stages.fit_offset
+    monkeypatch.setattr(
+        "flows.stages.fit_offset", lambda *given, **options: replace(fit_offset(*given, **options), calibration=learnt)
+    )
+    assert play(tmp_path, acquisition="stability").number == 1
+    with open_workspace(settings_in(tmp_path)) as workspace:
+        result = workspace.ledger.result(1, "select") or {}
+        predictions = {one.candidate_id: one for one in workspace.store.predictions_of_round(1)}
+    assert result["acquisition"] == ("stability" if known else "greedy")
+    first = [predictions[identifier] for identifier in result["chosen"]]
+    near = [one for one in first if one.decomposition_energy <= NEAR_HULL_TOLERANCE]
+    if learnt is not None:
+        scores = [StabilityAcquisition(calibration=learnt).score(one) for one in near]  # type: ignore[arg-type]
+    else:
+        scores = [one.decomposition_energy for one in near]
+    assert scores == sorted(scores)
+
+
+def test_an_unknown_acquisition_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="acquisition 'thompson', expected greedy or stability"):
+        RoundSettings(acquisition="thompson")
 
 
 def test_a_round_that_began_before_second_looks_goes_on_without_one() -> None:

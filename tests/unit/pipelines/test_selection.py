@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from gnome.crystals.crystal import Crystal
+from gnome.models.calibration import ErrorCalibration
 from pipelines.candidate import Candidate, Lineage
 from pipelines.screening import Prediction
-from pipelines.selection import RandomAcquisition, SelectionSettings, select
+from pipelines.selection import RandomAcquisition, SelectionSettings, StabilityAcquisition, select
 
 
 @pytest.fixture
@@ -83,6 +85,30 @@ def test_edges(pool):
     assert len(select(predictions, candidates, 100)) == 10
     with pytest.raises(KeyError):
         select(predictions, candidates[:3], 30)
+
+
+def test_the_surest_go_first_where_errors_are_known(pool):
+    _, candidates = pool
+    calibration = ErrorCalibration(floor=0.01, factor=1.0, power=1.0, degrees=3.0)
+    said = [(-0.20, 0.30), (-0.05, 0.01), (-0.10, 0.20), (0.04, 0.0), (0.04, 0.5), (0.06, 0.9)]  # energies, spreads
+    predictions = [
+        Prediction(
+            candidate_id=candidate.id,
+            e_form_per_atom=0.0,
+            spread=spread,
+            volume_scale=1.0,
+            model_id="m",
+            method="x",
+            decomposition_energy=energy,
+        )
+        for candidate, (energy, spread) in zip(candidates, said, strict=False)
+    ]
+    order = SelectionSettings(acquisition=StabilityAcquisition(calibration=calibration))
+    chosen = select(predictions, candidates, 6, order)
+    assert [predictions.index(one.prediction) for one in chosen] == [1, 0, 2, 4, 3, 5], "the last is beyond the threshold"
+    probability = student.cdf(0.2 / np.hypot(0.01, 0.3), 3.0)
+    assert order.acquisition.score(predictions[0]) == pytest.approx(1 - probability)
+    assert [predictions.index(one.prediction) for one in select(predictions, candidates, 3)] == [0, 2, 1]
 
 
 def test_random_baseline_is_seeded_and_takes_any_candidate(pool):
