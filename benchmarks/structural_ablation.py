@@ -3,9 +3,10 @@
     python data/prepare_training.py ../shared/data SHARDS
     python benchmarks/structural_ablation.py SHARDS/structures.parquet [--arms gnome "angular channels=0" ...] [--epochs 30] [--seeds 0 1 2]
 
-Settings of an arm's network or training may follow its name.  Trains on buckets 0-54, lets 55-59 choose the epoch, and reports rows of
-WBM in 60-69, eV/atom; between arms choose by 55-59 alone.  Runs go side by side on the GPUs; each leaves a line in
-$OUT/structural_ablation.jsonl, and its answers for the reported rows in $OUT/structural_answers.npz.
+Arms: angular, gnome, cgcnn (of PyG's layers), megnet (matgl's wheel must be on the path); settings of network or training may follow the
+name.  Trains on buckets 0-54, lets 55-59 choose the epoch, and reports rows of WBM in 60-69, eV/atom; between arms choose by 55-59 alone.
+Runs go side by side on the GPUs; each leaves a line in $OUT/structural_ablation.jsonl, and its answers for the reported rows in
+$OUT/structural_answers.npz.
 """
 
 import argparse
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 from cgcnn_like import CGCNN, CGCNNSettings
 from gpu_timing import conditions, print_table
+from megnet_of_matgl import MEGNetOfMatGL, MEGNetSettings
+from torch import nn
 from training_runs import Prepared, Row, train_jobs
 
 from gnome.crystals.crystal import Crystal
@@ -33,8 +36,12 @@ from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, Run, TrainSettings, predict
 from gnome.quantities import Quantity
 
-Shape = StructuralSettings | AngularSettings | CGCNNSettings
-RECIPES: dict[str, tuple[Shape, TrainSettings]] = {**STRUCTURE_RECIPES, "cgcnn": (CGCNNSettings(), PLAIN_TRAIN)}
+Shape = StructuralSettings | AngularSettings | CGCNNSettings | MEGNetSettings
+RECIPES: dict[str, tuple[Shape, TrainSettings]] = {
+    **STRUCTURE_RECIPES,
+    "cgcnn": (CGCNNSettings(), PLAIN_TRAIN),
+    "megnet": (MEGNetSettings(), PLAIN_TRAIN),
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,13 @@ def read_graphs(folder: Path, cutoff: float, device: str) -> PackedGraphs:
     return PackedGraphs(**torch.load(folder / f"graphs-{cutoff}.pt", map_location=device, weights_only=True))
 
 
+def build(shape: Shape) -> nn.Module:
+    """Make an untrained network, ours or another's."""
+    if isinstance(shape, CGCNNSettings):
+        return CGCNN(shape)
+    return MEGNetOfMatGL(shape) if isinstance(shape, MEGNetSettings) else untrained(shape)
+
+
 def prepare(job: Job, device: str) -> Prepared:
     """Make the run, and the function that makes a row of what it gives."""
     shape, train = job.settings
@@ -90,7 +104,7 @@ def prepare(job: Job, device: str) -> Prepared:
     own = targets[labels["train"]]
     torch.manual_seed(job.seed)
     shape = replace(shape, scale=float(own.std()), shift=float(own.mean()))
-    network = (CGCNN(shape) if isinstance(shape, CGCNNSettings) else untrained(shape)).to(device)
+    network = build(shape).to(device)
     parts = {
         name: labelled_subset(read_graphs(job.folder, shape.cutoff, device), targets, rows, device)
         for name, rows in labels.items()
