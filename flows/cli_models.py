@@ -161,7 +161,9 @@ def train_command(
         "ensemble.safetensors"
     ),
     method: Annotated[str, typer.Option(help="Label of the method behind the energies.")] = "",
-    network: Annotated[str, typer.Option(help="Of a structural ensemble: angular, as ships, or gnome, as GNoME's.")] = "angular",
+    network: Annotated[
+        str | None, typer.Option(help="Of a structural ensemble: angular, as ships and unless given, or gnome, as GNoME's.")
+    ] = None,
     members: Annotated[int, typer.Option(help="Networks in the ensemble.")] = 5,
     width: Annotated[
         int | None, typer.Option(help="Features of nodes and edges, or of elements; as ships when not given.")
@@ -189,6 +191,9 @@ def train_command(
     from flows.progress import Bars  # noqa: PLC0415
     from flows.training import TrainRequest, train_files, usual_of  # noqa: PLC0415
 
+    if kind == "compositional" and network is not None:
+        raise InvalidInput(f"--network {network}: goes with structural ensembles")
+    network = network or "angular"
     shape, usual = usual_of(kind, network)
     request = TrainRequest(
         kind=kind, network=network, files=tuple(files), out=out, method=method, members=members,

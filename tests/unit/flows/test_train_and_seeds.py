@@ -92,6 +92,12 @@ def test_the_networks_that_ship_are_trained_unless_something_else_is_asked_for(
         usual_of("structural", "megnet")
 
 
+def test_a_network_named_for_formulas_is_refused(shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "compositional", str(shard), "--method", "m", "--network", "gnome"])
+    assert "--network gnome: goes with structural ensembles" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["structural", "compositional"])
 def test_train_writes_weights_that_predict_and_a_card_that_says_what_they_are(run: Run, shard: Path, kind: str) -> None:
     card = run("train", kind, shard, "--out", "mine.safetensors", *SMALL, "--json")
