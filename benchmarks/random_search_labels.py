@@ -1,7 +1,7 @@
 """Random structures with the energies that CHGNet relaxes them to, for `structural_scaling.py --others`.
 
     python data/prepare_training.py ../shared/data SHARDS
-    python benchmarks/random_search_labels.py SHARDS/structures.parquet OUT.parquet [--formulas 50] [--structures 8]
+    python benchmarks/random_search_labels.py SHARDS/structures.parquet OUT.parquet [--formulas 50] [--structures-per-formula 8]
 
 Formulas are of the test buckets, so that nothing of them is trained on; structures come from the compositional pipeline's random search,
 unrelaxed.  Energies are CHGNet's own: networks trained on DFT are off by what the two methods differ in, too.

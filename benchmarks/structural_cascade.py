@@ -6,7 +6,8 @@
 
 A row passes when the ensemble's median is at most the hull.  Of these, --relaxed are relaxed, and then CHGNet's energy, or the mean of both
 energies, has the last word; a relaxation that fails says unstable.  What is found is carried over to all that pass, with bootstrap
-intervals over the relaxed rows.
+intervals over the relaxed rows.  CHGNet learnt energies with the same corrections as the hull has, so its formation energies, from its own
+elements, are taken as they are; what the two methods differ in is part of its error here, as on the leaderboard.
 """
 
 import argparse

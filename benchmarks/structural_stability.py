@@ -131,10 +131,16 @@ def main() -> None:
     rows = [truth.row("one member", found[0]), truth.row(f"{len(found)} members", medians)]
     scales = np.linspace(DEFAULT_SCREENING.smallest_scale, DEFAULT_SCREENING.largest_scale, options.volumes).tolist()
     for words, anew in (("kept", False), ("found anew", True)) if options.volumes > 1 else ():
-        at_volumes = np.median(answers(ensemble, crystals, scales, anew=anew), axis=0)
+        at_volumes = answers(ensemble, crystals, scales, anew=anew)
         rows += [
-            truth.row(f"{len(found)} members, {len(scales)} volumes, neighbours {words}, lowest", at_volumes.min(axis=0)),
-            truth.row(f"{len(found)} members, {len(scales)} volumes, neighbours {words}, mean", at_volumes.mean(axis=0)),
+            truth.row(
+                f"{len(found)} members, {len(scales)} volumes, neighbours {words}, lowest",
+                np.median(at_volumes, axis=0).min(axis=0),
+            ),
+            truth.row(
+                f"{len(found)} members, {len(scales)} volumes, neighbours {words}, mean",
+                np.median(at_volumes.mean(axis=1), axis=0),
+            ),
         ]
     print(f"{len(crystals):,} rows, {truth.stable.mean():.4f} of them stable, {time.perf_counter() - began:.0f} s")
     for column in sorted(name for name in table.columns if name.startswith("pred_")):

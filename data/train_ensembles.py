@@ -5,6 +5,7 @@
 
 On GPUs the members train at the same time, those of a process together.  Where time on GPUs comes in pieces, `--only` trains some members
 and leaves their weights in OUT/state; the same command without it, on any machine, trains what is missing and writes ensemble and card.
+A member that was interrupted goes on where it stopped on the same kind of device.
 Needs torch, torch-geometric, numpy, scipy, pandas, pyarrow and safetensors.  The split is by composition: buckets 0-54 train, 55-59 stop
 and choose, 60-69 are reported.
 """
@@ -26,6 +27,7 @@ import torch
 import torch.multiprocessing as mp
 from calibration_checks import check_errors, check_stable
 
+from gnome.atomic_write import atomic_write
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import parse_formula
 from gnome.crystals.shards import read_shard
@@ -83,29 +85,46 @@ def run_members(
             errors = f"train {record.train_mae:.4f} validation {record.validation_mae:.4f} eV/atom"
             log(f"{kind} member {member} epoch {record.epoch}: {errors}")
 
+    states = folder / recipe_key(settings)
+    states.mkdir(exist_ok=True)
     networks = train_members(
-        indices, settings, train, validation, state_folder=folder, on_epoch=on_epoch, compile_network=compile_network
+        indices, settings, train, validation, state_folder=states, on_epoch=on_epoch, compile_network=compile_network
     )
     where = {"torch": str(torch.__version__), "device": "CPU" if device == "cpu" else torch.cuda.get_device_name()}
     for index, network in zip(indices, networks, strict=True):
-        torch.save({"weights": network.state_dict(), **where}, weights_path(folder, settings, index))
+        with atomic_write(weights_path(folder, settings, index)) as path:
+            torch.save({"weights": network.state_dict(), **where}, path)
+        (states / f"member{index}.pt").unlink(missing_ok=True)
+
+
+def recipe_key(settings: EnsembleSettings) -> str:
+    """Name of how members are trained; numbers count to six digits, since machines round the labels' mean and deviation differently."""
+    how = [
+        {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in asdict(one).items()}
+        for one in (settings.network, settings.train)
+    ]
+    return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def weights_path(folder: Path, settings: EnsembleSettings, index: int) -> Path:
-    """Where the weights of a member lie; the name tells how it is trained."""
-    how = json.dumps([asdict(settings.network), asdict(settings.train)], sort_keys=True)
-    return folder / f"member{index}-{hashlib.sha256(how.encode()).hexdigest()[:12]}.weights.pt"
+    """Where the weights of a member lie."""
+    return folder / f"member{index}-{recipe_key(settings)}.weights.pt"
 
 
 def train_all(
     kind: str, settings: EnsembleSettings, data: tuple, options: argparse.Namespace
-) -> tuple[list[torch.nn.Module], dict[str, str]]:
-    """Train all members whose weights are not there, at the same time; returns all, and what a card says of where they were trained."""
+) -> tuple[list[torch.nn.Module], dict[str, str]] | None:
+    """Train all members whose weights are not there, at the same time; returns all, and what a card says of where they were trained.
+
+    None where only some were asked for.
+    """
     folder = options.out / "state" / kind
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     members = [index for index in range(settings.members) if not weights_path(folder, settings, index).exists()]
     if options.only is not None:
+        if unknown := sorted(set(options.only) - set(range(settings.members))):
+            raise SystemExit(f"--only {unknown}: the {kind} ensemble has members 0 to {settings.members - 1}")
         members = [index for index in members if index in options.only]
     if options.device == "cpu":
         for index in members:
@@ -131,7 +150,8 @@ def train_all(
     paths = [weights_path(folder, settings, index) for index in range(settings.members)]
     if options.only is not None:
         there = sum(path.exists() for path in paths)
-        raise SystemExit(f"{folder} holds {there} of {settings.members} members; call again without --only to write the ensemble")
+        log(f"{folder} holds {there} of {settings.members} members; call again without --only to write the ensemble")
+        return None
     networks, found = [], []
     for path in paths:
         found.append(torch.load(path, map_location="cpu", weights_only=True))
@@ -267,7 +287,10 @@ def train_compositional(structures: Structures, options: argparse.Namespace) -> 
         ),
         members=options.formula_members,
     )  # fmt: skip
-    members, where = train_all("compositional", settings, (formulas.pack, targets, split.train, split.validation), options)
+    trained = train_all("compositional", settings, (formulas.pack, targets, split.train, split.validation), options)
+    if trained is None:
+        return
+    members, where = trained
     ship_compositional(members, replace(structures, card=structures.card | where), formulas, settings.train, options)
 
 
@@ -327,7 +350,10 @@ def train_structural(structures: Structures, options: argparse.Namespace) -> Non
     pack = PackedGraphs.from_crystals(structures.crystals, network.cutoff, options.device).to("cpu")  # for all processes
     log(f"graphs: {len(pack.senders):,} edges in {time.perf_counter() - begin:.0f} s")
     split, targets = structures.split, structures.targets
-    members, where = train_all("structural", settings, (pack, targets, split.train, split.validation), options)
+    trained = train_all("structural", settings, (pack, targets, split.train, split.validation), options)
+    if trained is None:
+        return
+    members, where = trained
     path = options.out / "structural.safetensors"
     structures = replace(structures, card=structures.card | where)
     save_ensemble(path, members, structures.card)

@@ -13,15 +13,15 @@ campaign_app = typer.Typer(help="Run several rounds with learning in between, at
 app.add_typer(campaign_app, name="campaign")
 
 _DEFAULTS = RoundSettings()
-SCREENED_PER_EVALUATION = _DEFAULTS.n_screened // _DEFAULTS.budget
-LOOKED_AGAIN_PER_EVALUATION = _DEFAULTS.n_looked_again // _DEFAULTS.budget
 
 Elements = Annotated[str | None, typer.Option(help="Only these elements, by commas: Li,O; all when not given.")]
 Generator = Annotated[str, typer.Option(help="structural, compositional or both.")]
 EvaluatorName = Annotated[str, typer.Option(help="chgnet, emt, gpaw, recorded:FILE ... ; GNOME_EVALUATOR when not given.")]
 Budget = Annotated[int, typer.Option(help="Evaluations in a round.")]
 Candidates = Annotated[int, typer.Option(help="Candidates to propose; with both pipelines, half of them structural.")]
-Screened = Annotated[int | None, typer.Option(help="Candidates that get the full filter; 6 for each evaluation when not given.")]
+Screened = Annotated[
+    int | None, typer.Option(help="Compositions that get the full filter; 6 for each evaluation when not given.")
+]
 Order = Annotated[str, typer.Option(help="What is evaluated first: greedy (deepest below the hull) or stability (surest).")]
 Formulas = Annotated[int, typer.Option(help="Formulas that the compositional pipeline searches.")]
 Seed = Annotated[int, typer.Option(help="The same seed on an empty database gives the same result.")]
@@ -37,15 +37,13 @@ def _round_settings(
     symbols = () if elements is None else tuple(symbol.strip() for symbol in elements.split(","))
     if not all(symbols):
         raise InvalidInput(f"--elements {elements!r}, expected symbols with commas between them, as in Li,O")
-    screened = max(1, SCREENED_PER_EVALUATION * budget) if screened is None else screened
     return RoundSettings(
         elements=symbols,
         generator=generator,
         evaluator=evaluator or settings.evaluator,
         budget=budget,
         n_candidates=candidates,
-        n_looked_again=max(LOOKED_AGAIN_PER_EVALUATION * budget, screened),
-        n_screened=screened,
+        n_screened=screened,  # type: ignore[arg-type] # in proportion to the budget when None
         acquisition=acquisition,
         n_formulas=formulas,
         seed=seed,

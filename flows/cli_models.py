@@ -31,7 +31,7 @@ def predict_command(
     ] = False,
     model: Annotated[Path | None, typer.Option(help="Weights (.safetensors) to use instead of the ensemble in use.")] = None,
     volumes: Annotated[
-        int, typer.Option(help="Volumes tried between 80 and 120 %, the lowest counts; 1 takes the cell as it is.")
+        int, typer.Option(help="Volumes tried between 80 and 120 %, their mean counts; 1 takes the cell as it is.")
     ] = 1,
     method: Annotated[
         str, typer.Option(help="With --formula: predict under this method of the ensemble's labels, such as pbe-mp2020.")
@@ -162,15 +162,17 @@ def train_command(
     ),
     method: Annotated[str, typer.Option(help="Label of the method behind the energies.")] = "",
     network: Annotated[
-        str | None, typer.Option(help="Of a structural ensemble: angular, as ships and unless given, or gnome, as GNoME's.")
+        str | None, typer.Option(help="Of a structural ensemble: angular, also when not given, or gnome, GNoME's.")
     ] = None,
     members: Annotated[int, typer.Option(help="Networks in the ensemble.")] = 5,
     width: Annotated[
-        int | None, typer.Option(help="Features of nodes and edges, or of elements; as ships when not given.")
+        int | None, typer.Option(help="Features of nodes and edges (256 when not given), or of elements (128).")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At the start; it falls linearly to zero.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; 130 when not given, 60 of formulas.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in a step; 512 when not given, 256 of formulas.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At the start; it falls linearly to zero. By network when not given.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp8.")] = "fp32",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
     scaling_law: Annotated[
@@ -189,12 +191,12 @@ def train_command(
     On several GPUs, which share the members: torchrun --nproc-per-node 8 -m flows.cli train ...
     """
     from flows.progress import Bars  # noqa: PLC0415
-    from flows.training import TrainRequest, train_files, usual_of  # noqa: PLC0415
+    from flows.training import TrainRequest, defaults_for, train_files  # noqa: PLC0415
 
     if kind == "compositional" and network is not None:
         raise InvalidInput(f"--network {network}: goes with structural ensembles")
     network = network or "angular"
-    shape, usual = usual_of(kind, network)
+    shape, usual = defaults_for(kind, network)
     request = TrainRequest(
         kind=kind, network=network, files=tuple(files), out=out, method=method, members=members,
         width=shape.width if width is None else width,

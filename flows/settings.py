@@ -18,6 +18,8 @@ from gnome.errors import InvalidInput
 
 GENERATORS = ("structural", "compositional", "both")
 ACQUISITIONS = ("greedy", "stability")
+LOOKED_AGAIN_PER_EVALUATION, SCREENED_PER_EVALUATION = 20, 6
+"""What the looks of `pipelines.cascade` keep; named here too because settings must not wait for torch."""
 
 
 class Settings(BaseSettings):
@@ -28,7 +30,7 @@ class Settings(BaseSettings):
     database_url: str = ""
     folder: Path | None = None
     evaluator: str = "chgnet"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
     workers: int = Field(default=2, ge=1, le=256)
     evaluation_seconds: float = Field(default=900.0, gt=0, le=1e8, allow_inf_nan=False)
     evaluation_memory_gb: float = Field(default=2.0, gt=0, le=1e6, allow_inf_nan=False)
@@ -70,17 +72,14 @@ def refuse_misspelt_variables(names: Iterable[str]) -> None:
             raise InvalidInput(f"the environment variable {name} is no setting; did you mean {meant[0]}?")
 
 
-_BEFORE_IT_WAS_KEPT: dict[str, Any] = {"n_looked_again": 0, "over_volumes": "lowest"}
-"""What rounds did that began before a setting was kept with them."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RoundSettings:
     """What one round does; kept with the round, so that an interrupted one goes on as it began.
 
-    `elements`: symbols that candidates may consist of; all when empty.  `n_candidates` are proposed, the best `n_looked_again` of a
-    first look are looked at again (no second look when 0), the best `n_screened` of those get the full filter (all members at `n_scales`
-    volumes between two factors; the mean or the lowest counts, see `ScreeningSettings`), `budget` of them are evaluated.
+    `elements`: symbols that candidates may consist of; all when empty.  `n_candidates` are proposed; the best `n_looked_again` compositions
+    of a first look are looked at again where there is a `second_look`, and the best `n_screened` of the last look get the full filter (all
+    members at `n_scales` volumes between two factors; the mean or the lowest counts, see `ScreeningSettings`).  Both numbers are in
+    proportion to `budget`, the number of candidates evaluated, unless given; see `pipelines.cascade` for what goes on.
     Limits count attempts, never seconds.
     `acquisition`: which of them first, those predicted deepest below the hull or those most probably stable.
     `n_formulas` and `structures_per_formula` are the compositional pipeline's.  `max_atoms` bounds a candidate's cell.
@@ -90,8 +89,9 @@ class RoundSettings:
     elements: tuple[str, ...] = ()
     evaluator: str = "chgnet"
     n_candidates: int = 6000
-    n_looked_again: int = 1200
-    n_screened: int = 360
+    n_looked_again: int = None  # type: ignore[assignment] # until __post_init__ has seen the budget
+    n_screened: int = None  # type: ignore[assignment]
+    second_look: bool = True
     budget: int = 60
     seed: int = 0
     n_scales: int = 5
@@ -104,7 +104,12 @@ class RoundSettings:
     structures_per_formula: int = 20
 
     def __post_init__(self) -> None:
-        """Refuse what no round can do."""
+        """Fill in what is in proportion to the budget, and refuse what no round can do."""
+        given = vars(self)
+        if given["n_screened"] is None:
+            object.__setattr__(self, "n_screened", max(1, SCREENED_PER_EVALUATION * self.budget))
+        if given["n_looked_again"] is None:
+            object.__setattr__(self, "n_looked_again", max(LOOKED_AGAIN_PER_EVALUATION * self.budget, self.n_screened))
         if self.generator not in GENERATORS:
             raise InvalidInput(f"generator {self.generator!r}, expected one of {', '.join(GENERATORS)}")
         if self.acquisition not in ACQUISITIONS:
@@ -113,10 +118,10 @@ class RoundSettings:
             raise InvalidInput(f"seed is {self.seed}, expected 0 to 2^62")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, "int") and field.name not in ("seed", "n_looked_again") and value < 1:
+            if field.type in (int, "int") and field.name != "seed" and value < 1:
                 raise InvalidInput(f"{field.name} is {value}, expected 1 or more")
-        if self.n_looked_again and self.n_looked_again < self.n_screened:
-            raise InvalidInput(f"n_looked_again is {self.n_looked_again}, expected 0 or at least n_screened, {self.n_screened}")
+        if self.n_looked_again < self.n_screened:
+            raise InvalidInput(f"n_looked_again is {self.n_looked_again}, expected at least n_screened, {self.n_screened}")
 
     @property
     def pipelines(self) -> tuple[str, ...]:
@@ -130,7 +135,7 @@ class RoundSettings:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Self:
         """Rebuild what `to_dict` gave."""
-        return cls(**{**_BEFORE_IT_WAS_KEPT, **stored, "elements": tuple(stored["elements"])})
+        return cls(**{**stored, "elements": tuple(stored["elements"])})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from gnome.errors import EvaluatorUnavailable, InvalidInput, RoundBusy
 from gnome.models.ensemble import StructuralEnsemble
 from gnome.quantities import STABLE_TOLERANCE, Quantity
 from pipelines.candidate import Candidate
-from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, in_order
+from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, go_on
 from pipelines.offset import Offset
 from pipelines.screening import Prediction, ScreeningSettings, fit_offset, screen
 from pipelines.selection import Acquisition, GreedyAcquisition, Selected, SelectionSettings, StabilityAcquisition, select
@@ -38,6 +38,9 @@ LOOK_SHARD: Final = 1000
 LOOK_AGAIN_SHARD: Final = 200
 SCREEN_SHARD: Final = 100
 EVALUATE_SHARD: Final = 100
+
+_BEFORE_IT_WAS_KEPT: Final[dict[str, Any]] = {"second_look": False, "over_volumes": "lowest", "acquisition": "greedy"}
+"""What rounds do that began before a setting was kept with them."""
 
 Result = dict[str, Any]
 ShardRunner = Callable[[Workspace, int, str, int], Result]
@@ -85,9 +88,7 @@ def n_shards(workspace: Workspace, number: int, stage: str) -> int:
         case "look":
             return _pieces(len(workspace.store.candidate_ids_of_round(number)), LOOK_SHARD)
         case "look_again":
-            if settings.n_looked_again == 0:
-                return 0
-            return _pieces(len(best_of_look(workspace, number, "look", settings.n_looked_again)), LOOK_AGAIN_SHARD)
+            return _pieces(len(looked_again(workspace, number)), LOOK_AGAIN_SHARD) if settings.second_look else 0
         case "screen":
             return _pieces(len(looked_best(workspace, number)), SCREEN_SHARD)
         case "evaluate":
@@ -167,7 +168,7 @@ def summarize(workspace: Workspace, number: int) -> Result:
 
 def round_settings(workspace: Workspace, number: int) -> RoundSettings:
     """Settings that the round began with."""
-    stored = dict(workspace.store.round(number).settings)
+    stored = _BEFORE_IT_WAS_KEPT | dict(workspace.store.round(number).settings)
     known = {field.name for field in fields(RoundSettings)}  # the rest is the round's own, or an older program's
     return RoundSettings.from_dict({name: value for name, value in stored.items() if name in known})
 
@@ -237,9 +238,8 @@ def _look(workspace: Workspace, number: int, shard: int) -> Result:
 
 def _look_again(workspace: Workspace, number: int, shard: int) -> Result:
     """Look more closely at two hundred of the best of the first look."""
-    ids = best_of_look(workspace, number, "look", round_settings(workspace, number).n_looked_again)
-    own = ids[shard * LOOK_AGAIN_SHARD : (shard + 1) * LOOK_AGAIN_SHARD]
-    return _take_look(workspace, number, own, SECOND_LOOK, "second look")
+    ids = looked_again(workspace, number)[shard * LOOK_AGAIN_SHARD : (shard + 1) * LOOK_AGAIN_SHARD]
+    return _take_look(workspace, number, ids, SECOND_LOOK, "second look")
 
 
 def _take_look(workspace: Workspace, number: int, ids: Sequence[str], look: Look, name: str) -> Result:
@@ -252,19 +252,26 @@ def _take_look(workspace: Workspace, number: int, ids: Sequence[str], look: Look
     return {"ranked": ranked, "refused": refusals}
 
 
-def best_of_look(workspace: Workspace, number: int, stage: str, n: int) -> list[str]:
-    """Ids of the n best of a look, by id within equals; see `in_order`."""
-    shards = workspace.ledger.shards(number, stage)
-    ranked = sorted(tuple(entry) for shard in shards for entry in (shard.result or {}).get("ranked", ()))
-    ids = [entry[1] for entry in ranked]
-    order = in_order([entry[0] for entry in ranked], [entry[-1] for entry in ranked])  # older looks kept no formula, but the id
-    return [ids[i] for i in order[:n]]
+def looked_again(workspace: Workspace, number: int) -> list[str]:
+    """Ids that get the second look."""
+    return _go_on(workspace, number, "look", round_settings(workspace, number).n_looked_again, FIRST_LOOK)
 
 
 def looked_best(workspace: Workspace, number: int) -> list[str]:
     """Ids that get the full filter."""
     settings = round_settings(workspace, number)
-    return best_of_look(workspace, number, "look_again" if settings.n_looked_again else "look", settings.n_screened)
+    stage, look = ("look_again", SECOND_LOOK) if settings.second_look else ("look", FIRST_LOOK)
+    return _go_on(workspace, number, stage, settings.n_screened, look)
+
+
+def _go_on(workspace: Workspace, number: int, stage: str, n: int, look: Look) -> list[str]:
+    """Ids of what goes on after a look, by id within equals; each its own composition in a look that kept no formulas, as older ones."""
+    ranked = sorted(
+        tuple(entry) for shard in workspace.ledger.shards(number, stage) for entry in (shard.result or {}).get("ranked", ())
+    )
+    ids = [entry[1] for entry in ranked]
+    formulas = [entry[-1] for entry in ranked] if all(len(entry) > 2 for entry in ranked) else ids
+    return [ids[i] for i in go_on([entry[0] for entry in ranked], formulas, n, within=look.within)]
 
 
 def _screen_shard(workspace: Workspace, number: int, shard: int) -> Result:

@@ -35,13 +35,14 @@ AVERAGED_EPOCHS = 2
 """Epochs over which the weights of formula networks are averaged."""
 
 
-FORMULA_USUAL = CompositionalSettings(width=128), TrainSettings()
+FORMULA_DEFAULTS = CompositionalSettings(width=128), TrainSettings()
+"""A formula network of middle size, and how it is trained."""
 
 
-def usual_of(kind: str, network: str) -> tuple[NetworkSettings, TrainSettings]:
+def defaults_for(kind: str, network: str) -> tuple[NetworkSettings, TrainSettings]:
     """Return a network and how it is trained where nothing is asked for; raises InvalidInput for what there is not."""
     if kind == "compositional":
-        return FORMULA_USUAL
+        return FORMULA_DEFAULTS
     if kind != "structural":
         raise InvalidInput(f"kind {kind!r}, expected structural or compositional")
     if network not in STRUCTURE_RECIPES:
@@ -68,7 +69,7 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        usual_of(self.kind, self.network)
+        defaults_for(self.kind, self.network)
         if not self.method:
             raise InvalidInput("name the method behind the energies with --method, for example --method pbe-mp2020")
         if self.precision not in {"fp32", "bf16", "fp8"}:
@@ -255,7 +256,7 @@ def read_examples(request: TrainRequest, device: torch.device) -> Examples:
 def recipe_for(request: TrainRequest, targets: Array) -> EnsembleSettings:
     """Choose the network and how it is trained, given the training part's labels (n, targets)."""
     centres, spreads = (_of_known(targets, f, default) for f, default in ((np.mean, 0.0), (np.std, 1.0)))
-    usual, train = usual_of(request.kind, request.network)
+    usual, train = defaults_for(request.kind, request.network)
     train = replace(
         train,
         epochs=request.epochs,

@@ -1,8 +1,8 @@
 """Screening in looks: few members and volumes for all candidates first, the full filter for the few that can still be chosen.
 
 A budget buys the best compositions alone, one structure each, so a candidate that a cheap look puts far behind them need not be looked at
-closely, nor one that it puts far behind the best structure of its own composition.  How much of the full filter's choice that keeps, and
-how much it saves, is measured by `benchmarks/structural_screening.py`.
+closely, nor one that it puts far behind the best structure of its own composition.  What goes on is counted in compositions.  How much of
+the full filter's choice that keeps, and how much it saves, is measured by `benchmarks/structural_screening.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +17,18 @@ from pipelines.screening import ScreeningSettings
 Energies = Callable[[Sequence[int], int, ScreeningSettings], NDArray[np.float64]]
 """Decomposition energies, eV/atom, of candidates by their places, so many members looking at these volumes."""
 
-NEAR_BEST = 0.1
-"""How far above its composition's best structure, eV/atom, a structure may be seen by a look to be looked at again."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """At most so many members at these volumes; `kept` candidates for each that the budget buys go on."""
+    """At most so many members at these volumes.
+
+    `kept` compositions for each that the budget buys go on, with their structures up to `within` eV/atom above the best of them.
+    """
 
     members: int
     volumes: ScreeningSettings
     kept: float
+    within: float
 
     def __post_init__(self) -> None:
         """Refuse what is no look."""
@@ -40,25 +41,29 @@ class Look:
 AS_GUESSED = ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0)
 """The volume as it was guessed, alone: the mean over others differs little from what networks say there."""
 
-FIRST_LOOK = Look(members=1, volumes=AS_GUESSED, kept=20.0)
-SECOND_LOOK = Look(members=3, volumes=AS_GUESSED, kept=6.0)
-THIRD_LOOK = Look(members=1000, volumes=AS_GUESSED, kept=1.5)
+FIRST_LOOK = Look(members=1, volumes=AS_GUESSED, kept=20.0, within=0.1)
+SECOND_LOOK = Look(members=3, volumes=AS_GUESSED, kept=6.0, within=0.05)
+THIRD_LOOK = Look(members=1000, volumes=AS_GUESSED, kept=1.5, within=0.02)
 LOOKS = (FIRST_LOOK, SECOND_LOOK, THIRD_LOOK)
 
 
-def in_order(energies: ArrayLike, compositions: Sequence[str], *, within: float = NEAR_BEST) -> list[int]:
-    """Return all places by energy: structures near the lowest of their composition, then the others; places within equals.
+def go_on(energies: ArrayLike, compositions: Sequence[str], n: int, *, within: float) -> list[int]:
+    """Return places of the structures near the lowest of each of the n best compositions, filled up to n by the next best structures.
 
-    `energies` are decomposition energies, eV/atom; those that are not numbers come last among either.
+    `energies` are decomposition energies, eV/atom; those that are not numbers come last.  By energy, places within equals, what fills up
+    behind all others.
     """
     values = np.asarray(energies, dtype=np.float64)
     lowest: dict[str, float] = {}
     near: list[int] = []
     others: list[int] = []
     for i in np.lexsort((np.arange(len(values)), values)).tolist():
+        if compositions[i] not in lowest and len(lowest) == n:
+            others.append(i)
+            continue
         best = lowest.setdefault(compositions[i], float(values[i]))
         (near if values[i] <= best + within or np.isnan(best) else others).append(i)
-    return near + others
+    return near + others[: max(0, n - len(near))]
 
 
 def best_of_compositions(energies: ArrayLike, compositions: Sequence[str], n: int) -> list[int]:
@@ -75,5 +80,5 @@ def passed_looks(energies: Energies, compositions: Sequence[str], budget: int, *
     left: list[int] = list(range(len(compositions)))
     for look in looks:
         found = energies(left, look.members, look.volumes)
-        left = [left[i] for i in in_order(found, [compositions[i] for i in left])[: int(look.kept * budget)]]
+        left = [left[i] for i in go_on(found, [compositions[i] for i in left], int(look.kept * budget), within=look.within)]
     return left

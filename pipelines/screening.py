@@ -21,6 +21,7 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.errors import InvalidInput
 from gnome.models.energy_model import EnergyModel
+from gnome.models.ensemble import median_and_spread
 from gnome.quantities import PLAUSIBLE_E_FORM
 from pipelines.candidate import Candidate
 from pipelines.offset import Hull, Offset, bridge, fit_residuals
@@ -128,10 +129,11 @@ def predict_energies(
         best = np.median(energies, axis=0).argmin(axis=0)
         with np.errstate(invalid="ignore"):  # an infinite energy makes a spread of NaN here and is refused later
             at_best = energies[:, best, np.arange(energies.shape[2])]
-            total = sum(energies[:, i] for i in range(settings.n_scales))  # in this order, however many crystals there are
-            counted = total / settings.n_scales if settings.over_volumes == "mean" else at_best  # (members, crystals)
-            lower, middle, upper = np.percentile(counted, [25, 50, 75], axis=0)
-            parts.append(np.stack([middle, upper - lower, np.array(settings.scales)[best]]))
+            total = np.zeros_like(at_best)  # (members, crystals)
+            for i in range(settings.n_scales):  # in this order, however many crystals there are
+                total += energies[:, i]
+            counted = total / settings.n_scales if settings.over_volumes == "mean" else at_best
+            parts.append(np.stack([*median_and_spread(counted), np.array(settings.scales)[best]]))
     joined = np.concatenate([np.empty((3, 0)), *parts], axis=1)
     return EnsembleEnergies(e_form_per_atom=joined[0], spread=joined[1], volume_scale=joined[2])
 

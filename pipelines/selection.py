@@ -60,8 +60,8 @@ class StabilityAcquisition:
 
     def score(self, prediction: Prediction) -> float:
         """Probability of lying above what other compositions make."""
-        margin, spread = np.array([-prediction.decomposition_energy]), np.array([prediction.spread])
-        return 1.0 - float(self.calibration.probability_below(margin, spread)[0])
+        energy, spread = np.array([prediction.decomposition_energy]), np.array([prediction.spread])
+        return float(self.calibration.probability_below(energy, spread)[0])  # errors are symmetric; 1 - p would lose small ones
 
 
 @dataclass(frozen=True, kw_only=True)

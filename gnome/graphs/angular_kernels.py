@@ -9,11 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gnome.graphs.angular_sums import KERNEL_HARMONICS
+
 BLOCK = 16
 """Edges of a tile; an atom receives some 14 within 3.5 angstrom."""
-
-PADDED = 32
-"""Columns of the harmonics, filled up."""
 
 
 @triton.jit
@@ -101,6 +100,6 @@ def _launch(kernel, given: Tensor, harmonics: Tensor, written: Tensor, offsets: 
     """Run a program for each atom; an edge belongs to exactly one, so that all of `written` is."""
     if len(offsets) > 1 and given.numel():
         kernel[len(offsets) - 1,](
-            given.contiguous(), harmonics.contiguous(), written, offsets, M=harmonics.shape[1], PADDED=PADDED, C=channels,
+            given.contiguous(), harmonics.contiguous(), written, offsets, M=harmonics.shape[1], PADDED=KERNEL_HARMONICS, C=channels,
             DEGREES=degree, BLOCK=BLOCK, num_warps=1,
         )  # fmt: skip

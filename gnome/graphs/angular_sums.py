@@ -18,6 +18,7 @@ from gnome.fp8.kernels.availability import use_kernels
 from gnome.graphs.harmonics import sum_degrees
 
 KERNEL_CHANNELS = (16, 32, 64)
+KERNEL_HARMONICS = 32
 
 
 def angular_sums(weights: Tensor, harmonics: Tensor, receivers: Tensor, offsets: Tensor, degree: int) -> Tensor:
@@ -39,7 +40,8 @@ def angular_sums(weights: Tensor, harmonics: Tensor, receivers: Tensor, offsets:
 def has_kernel(weights: Tensor, harmonics: Tensor) -> bool:
     """Whether the kernel can do it; it gives the harmonics no gradient."""
     narrow = weights.dtype in {torch.bfloat16, torch.float16}
-    return narrow and weights.shape[1] in KERNEL_CHANNELS and use_kernels(weights.device) and not harmonics.requires_grad
+    fits = weights.shape[1] in KERNEL_CHANNELS and harmonics.shape[1] <= KERNEL_HARMONICS
+    return narrow and fits and use_kernels(weights.device) and not harmonics.requires_grad
 
 
 @torch.library.custom_op("gnome::angular_sums", mutates_args=())

@@ -36,7 +36,7 @@ FORMULA_TRAIN = TrainSettings(
 
 
 STRUCTURE_NETWORK = AngularSettings(width=256, hidden=256, steps=5, cutoff=3.5, denoises=True)
-"""Shape of the structure networks that ship: ten in FP16 are 59 MB."""
+"""Shape of structure networks: ten in FP16 are 59 MB."""
 
 STRUCTURE_TRAIN = TrainSettings(
     epochs=130, batch_size=512, learning_rate=2e-3, weight_decay=0.3, warm_up=0.05, ema_decay=0.999, volume_jitter=0.1,

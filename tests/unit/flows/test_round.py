@@ -1,5 +1,6 @@
 """The round as plain Python, in a small world under EMT."""
 
+import json
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from emt_world import build_world, copy_world, known_crystals, round_settings, s
 from flows import stages
 from flows.importing import import_crystals
 from flows.settings import RoundSettings
-from flows.stages import STAGES, begin_round, best_of_look, run_round, run_shard
+from flows.stages import STAGES, begin_round, looked_again, looked_best, run_round, run_shard
 from flows.workspace import open_workspace
 from gnome.database.query import query
 from gnome.database.records import RoundRecord
@@ -20,6 +21,7 @@ from gnome.errors import EvaluatorUnavailable, InvalidInput, RoundBusy
 from gnome.models.calibration import ErrorCalibration
 from gnome.quantities import NEAR_HULL_TOLERANCE
 from gnome.stability.hull import ConvexHull
+from pipelines.cascade import FIRST_LOOK, SECOND_LOOK
 from pipelines.selection import StabilityAcquisition
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -45,7 +47,8 @@ def test_the_summary_counts_what_the_tables_hold(after_round: Path) -> None:
     assert record.state == "finished"
     assert record.summary is not None
     assert record.summary["n_candidates"] == counts["candidates"] == 60
-    assert record.summary["n_screened"] == counts["predictions"] == 20
+    assert record.summary["n_screened"] == counts["predictions"]
+    assert 20 <= counts["predictions"] < 60, "structures of 20 compositions"
     assert record.summary["n_evaluated"] == counts["evaluations"] == len(evaluations) == 6
     assert record.summary["n_converged"] + sum(record.summary["failures"].values()) == 6
     assert record.summary["n_novel"] == counts["crystals"] - len(known_crystals()) > 0
@@ -189,20 +192,72 @@ def test_a_round_in_which_every_candidate_fails_the_filter_evaluates_none(
         assert workspace.ledger.result(1, "look")["refused"] == {"overlap": 60}
 
 
-@pytest.mark.parametrize("again", [30, 0])
-def test_looks_narrow_down_what_gets_the_full_filter(emt_world: Path, tmp_path: Path, again: int) -> None:
+@pytest.mark.parametrize("again", [True, False])
+def test_looks_narrow_down_what_gets_the_full_filter(emt_world: Path, tmp_path: Path, again: bool) -> None:
     copy_world(emt_world, tmp_path)
-    assert play(tmp_path, n_looked_again=again).number == 1
+    assert play(tmp_path, n_looked_again=30, second_look=again).number == 1
     with open_workspace(settings_in(tmp_path)) as workspace:
         seen = {
             stage: [entry for shard in workspace.ledger.shards(1, stage) for entry in (shard.result or {})["ranked"]]
             for stage in ("look", "look_again")
         }
         screened = {prediction.candidate_id for prediction in workspace.store.predictions_of_round(1)}
-        best = best_of_look(workspace, 1, "look_again" if again else "look", 20)
-    assert (len(seen["look"]), len(seen["look_again"]), len(screened)) == (60, again, 20)
-    assert screened == set(best)
-    assert {entry[1] for entry in seen["look_again"]} <= {entry[1] for entry in seen["look"]}
+        assert screened == set(looked_best(workspace, 1))
+        if again:
+            assert {entry[1] for entry in seen["look_again"]} == set(looked_again(workspace, 1))
+    assert len(seen["look"]) == 60
+    assert bool(seen["look_again"]) == again
+    assert len(seen["look_again"]) < 60
+    last = {identifier: (energy, formula) for energy, identifier, formula in seen["look_again" if again else "look"]}
+    worst = max(last[identifier][0] for identifier in screened)
+    missed = {formula for identifier, (energy, formula) in last.items() if identifier not in screened and energy < worst}
+    assert missed <= {last[identifier][1] for identifier in screened}, (
+        "only of compositions that are there with a better structure"
+    )
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_round_that_began_with_an_older_program_ends_as_it_began(emt_world: Path, tmp_path: Path, left: int) -> None:
+    """Its settings know of one look and the lowest energy alone, and its look kept no formulas, in all shards or some."""
+    copy_world(emt_world, tmp_path)
+    with open_workspace(settings_in(tmp_path)) as workspace:
+        settings = round_settings(n_screened=10, n_looked_again=50)
+        number = begin_round(workspace, settings).number
+        for stage in ("propose", "calibrate", "look"):
+            run_shard(workspace, number, stage, 0)
+        ranked = (workspace.ledger.result(number, "look") or {})["ranked"]
+    with sqlite3.connect(tmp_path / "gnome.db") as connection:
+        (stored,) = connection.execute("SELECT settings FROM rounds").fetchone()
+        older = {
+            name: kept
+            for name, kept in json.loads(stored).items()
+            if name not in {"second_look", "over_volumes", "n_looked_again"}
+        }
+        connection.execute("UPDATE rounds SET settings = ?", [json.dumps(older)])
+        pairs = [entry if i < left else entry[:2] for i, entry in enumerate(ranked)]
+        changed = connection.execute(
+            "UPDATE ledger SET result = json_set(result, '$.ranked', json(?)) WHERE stage = 'look'", [json.dumps(pairs)]
+        )
+        assert changed.rowcount == 1
+    connection.close()
+    assert play(tmp_path).state == "finished"
+    with open_workspace(settings_in(tmp_path)) as workspace:
+        assert stages.round_settings(workspace, number).over_volumes == "lowest"
+        assert not workspace.ledger.shards(number, "look_again")
+        screened = {prediction.candidate_id for prediction in workspace.store.predictions_of_round(number)}
+    assert screened == {entry[1] for entry in sorted(map(tuple, ranked))[:10]}
+
+
+def test_numbers_are_in_proportion_to_the_budget_as_the_looks_keep() -> None:
+    settings = RoundSettings(budget=7)
+    assert (settings.n_looked_again, settings.n_screened) == (7 * FIRST_LOOK.kept, 7 * SECOND_LOOK.kept)
+    assert RoundSettings(budget=7, n_screened=1500).n_looked_again == 1500
+    assert RoundSettings.from_dict(settings.to_dict()) == settings
+
+
+def test_a_second_look_at_fewer_than_the_full_filter_gets_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="n_looked_again is 9, expected at least n_screened, 10"):
+        RoundSettings(n_looked_again=9, n_screened=10)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -232,18 +287,6 @@ def test_the_surest_are_evaluated_first_where_that_is_asked_for_and_known(
 def test_an_unknown_acquisition_is_refused() -> None:
     with pytest.raises(InvalidInput, match="acquisition 'thompson', expected greedy or stability"):
         RoundSettings(acquisition="thompson")
-
-
-def test_a_round_that_began_before_second_looks_goes_on_without_one() -> None:
-    kept = {name: value for name, value in RoundSettings().to_dict().items() if name not in {"n_looked_again", "over_volumes"}}
-    older = RoundSettings.from_dict(kept)
-    assert (older.n_looked_again, older.over_volumes) == (0, "lowest")
-    assert RoundSettings.from_dict(RoundSettings().to_dict()) == RoundSettings()
-
-
-def test_a_second_look_at_fewer_than_the_full_filter_gets_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="n_looked_again is 9, expected 0 or at least n_screened, 10"):
-        RoundSettings(n_looked_again=9, n_screened=10)
 
 
 def test_failures_count_against_the_hit_rate_and_reach_no_hull(

@@ -19,7 +19,7 @@ from flows.cli import main
 from flows.progress import Silent
 from flows.scaling_law import measure_scaling_law
 from flows.settings import Settings
-from flows.training import TrainRequest, recipe_for, train_files, usual_of
+from flows.training import TrainRequest, defaults_for, recipe_for, train_files
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard, write_shard
 from gnome.errors import InvalidCheckpoint, InvalidInput
@@ -69,9 +69,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = ["--method", "made-up", "--members", "2", "--width", "16", "--epochs", "3", "--batch-size", "64"]
 
 
-def test_the_networks_that_ship_are_trained_unless_something_else_is_asked_for(
-    shard: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_recipe_is_followed_unless_something_else_is_asked_for(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[TrainRequest] = []
 
     def train(request: TrainRequest, _listener: Any) -> None:
@@ -81,15 +79,15 @@ def test_the_networks_that_ship_are_trained_unless_something_else_is_asked_for(
     for options in ([], ["--network", "gnome"], ["--width", 64, "--epochs", 7]):
         with pytest.raises(SystemExit, match="0"):
             main([str(word) for word in ("train", "structural", shard, "--method", "m", *options)])
-    shipped, gnome, small = (recipe_for(request, np.array([[0.0], [2.0]])) for request in asked)
-    assert replace(shipped.network, scale=1.0, shift=0.0) == STRUCTURE_NETWORK
-    assert replace(shipped.train, precision="bf16") == replace(STRUCTURE_TRAIN, precision="bf16")
+    usual, gnome, small = (recipe_for(request, np.array([[0.0], [2.0]])) for request in asked)
+    assert replace(usual.network, scale=1.0, shift=0.0) == STRUCTURE_NETWORK
+    assert replace(usual.train, precision="bf16") == replace(STRUCTURE_TRAIN, precision="bf16")
     assert gnome.network == StructuralSettings(scale=1.0, shift=1.0)
-    assert (shipped.network.scale, shipped.network.shift) == (1.0, 1.0)
+    assert (usual.network.scale, usual.network.shift) == (1.0, 1.0)
     assert replace(small.network, scale=1.0, shift=0.0) == replace(STRUCTURE_NETWORK, width=64, hidden=64)
-    assert replace(small.train, epochs=STRUCTURE_TRAIN.epochs) == shipped.train
+    assert replace(small.train, epochs=STRUCTURE_TRAIN.epochs) == usual.train
     with pytest.raises(InvalidInput, match="network 'megnet', expected angular or gnome"):
-        usual_of("structural", "megnet")
+        defaults_for("structural", "megnet")
 
 
 def test_a_network_named_for_formulas_is_refused(shard: Path, capsys: pytest.CaptureFixture[str]) -> None:

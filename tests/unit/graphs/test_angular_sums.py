@@ -46,7 +46,9 @@ def test_sums_are_those_over_pairs_of_edges(degree: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("degree", "channels", "counts"), [(4, 16, COUNTS), (1, 32, COUNTS), (3, 16, [3]), (4, 16, [])])
+@pytest.mark.parametrize(
+    ("degree", "channels", "counts"), [(4, 16, COUNTS), (1, 32, COUNTS), (2, 64, COUNTS), (3, 16, [3]), (4, 16, [])]
+)
 def test_the_kernels_compute_the_sums_and_their_gradient(
     degree: int, channels: int, counts: list[int], dtype: torch.dtype
 ) -> None:
