@@ -22,12 +22,12 @@ from gnome.models.compositional import TARGETS, CompositionalSettings
 from gnome.models.datasets import Split, labelled_subset, read_labelled_crystals, split_by_formula
 from gnome.models.ensemble import calibrate_crystals, median_and_spread
 from gnome.models.formula_ensemble import calibrate_formulas
-from gnome.models.formula_graph import FormulaGraphSettings
 from gnome.models.formula_labels import read_labelled_formulas
 from gnome.models.linear import Precision
 from gnome.models.metrics import Array, atomic_fractions, fit_linear_model, score
 from gnome.models.ranks import Ranks
 from gnome.models.recipes import STRUCTURE_RECIPES, EnsembleSettings, NetworkSettings, train_members
+from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord, Inputs, Labelled, TrainSettings, predict
 
 MIN_EXAMPLES = 20
@@ -266,7 +266,7 @@ def recipe_for(request: TrainRequest, targets: Array) -> EnsembleSettings:
         seed=request.seed,
     )
     in_fp8 = request.precision == "fp8" and request.width >= train.fp8_min_features  # such weights are not averaged
-    if not isinstance(usual, CompositionalSettings | FormulaGraphSettings):
+    if isinstance(usual, StructuralSettings | AngularSettings):
         if isinstance(usual, AngularSettings):
             usual = replace(usual, hidden=request.width)
         shape = replace(usual, width=request.width, scale=spreads[0], shift=centres[0])

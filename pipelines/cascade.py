@@ -57,7 +57,7 @@ def go_on(energies: ArrayLike, compositions: Sequence[str], n: int, *, within: f
     lowest: dict[str, float] = {}
     near: list[int] = []
     others: list[int] = []
-    for i in np.lexsort((np.arange(len(values)), values)).tolist():
+    for i in np.argsort(values, kind="stable").tolist():
         if compositions[i] not in lowest and len(lowest) == n:
             others.append(i)
             continue
@@ -70,7 +70,7 @@ def best_of_compositions(energies: ArrayLike, compositions: Sequence[str], n: in
     """Return places of the lowest structure of each of the n best compositions."""
     values = np.asarray(energies, dtype=np.float64)
     best: dict[str, int] = {}
-    for i in np.lexsort((np.arange(len(values)), values)).tolist():
+    for i in np.argsort(values, kind="stable").tolist():
         best.setdefault(compositions[i], i)
     return list(best.values())[:n]
 
