@@ -170,7 +170,8 @@ class AdamW(torch.optim.Optimizer):
     def _prepare(self) -> tuple[Tensor, Tensor]:
         """Count the step, and return `StepInputs.control` and `StepInputs.coefficients` (groups, 8)."""
         squares = [store.squared_norm() for store in self.stores]
-        squares += [norm.float().square() for norm in self.exact.gradient_norms()]
+        if norms := self.exact.gradient_norms():
+            squares.append(torch.stack([norm.float() for norm in norms]).square().sum())
         total = torch.stack(squares).sum() if squares else torch.zeros_like(self.gradient_norm)
         settings = self._group_settings()
         if use_kernels(total.device):

@@ -11,37 +11,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NODES, ROWS = 4, 8
+ROWS = 8
 TILE = 128
 SLICE = 64
 
 
-@triton.jit(do_not_specialize=["n_nodes"])  # graphs differ in size: one compilation serves all
+@triton.jit
 def segment_sum_kernel(
-    values, inverse_row_scale, order, offsets, sums, n_nodes,
-    D: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, ORDERED: tl.constexpr,
+    values, inverse_row_scale, order, offsets, sums,
+    D: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, ORDERED: tl.constexpr,
 ):  # fmt: skip
     """Write sums (N, D): of the rows order[offsets[n]:offsets[n + 1]], or, not ORDERED, offsets[n]:offsets[n + 1].
 
-    A program takes NODES nodes, ROWS rows of each at a time.
+    A program, of one warp, takes a node, ROWS rows at a time: nothing passes between warps.
     """
-    node = tl.program_id(0) * NODES + tl.arange(0, NODES)
-    first = tl.load(offsets + node, mask=node < n_nodes, other=0)
-    count = tl.load(offsets + node + 1, mask=node < n_nodes, other=0) - first
-    column = tl.arange(0, D)
-    total = tl.zeros((NODES, ROWS, D), tl.float32)
-    for done in range(0, tl.max(count, 0), ROWS):
-        turn = done + tl.arange(0, ROWS)[None, :]
-        valid = turn < count[:, None]
-        place = first[:, None] + turn
+    node = tl.program_id(0)
+    first, last = tl.load(offsets + node), tl.load(offsets + node + 1)
+    column = tl.arange(0, D)[None, :]
+    total = tl.zeros((ROWS, D), tl.float32)
+    for start in range(first, last, ROWS):
+        place = start + tl.arange(0, ROWS)
+        valid = place < last
         row = tl.load(order + place, mask=valid, other=0) if ORDERED else place
         row = row.to(tl.int64)
-        part = tl.load(values + row[:, :, None] * D + column[None, None, :], mask=valid[:, :, None], other=0.0).to(tl.float32)
+        part = tl.load(values + row[:, None] * D + column, mask=valid[:, None], other=0.0).to(tl.float32)
         if SCALED:
-            part *= tl.load(inverse_row_scale + row, mask=valid, other=0.0)[:, :, None]
+            part *= tl.load(inverse_row_scale + row, mask=valid, other=0.0)[:, None]
         total += part
-    target = sums + node.to(tl.int64)[:, None] * D + column[None, :]
-    tl.store(target, tl.sum(total, 1).to(sums.dtype.element_ty), mask=(node < n_nodes)[:, None])
+    target = sums + node.to(tl.int64) * D + tl.arange(0, D)
+    tl.store(target, tl.sum(total, 0).to(sums.dtype.element_ty))
 
 
 @triton.jit
@@ -104,9 +102,9 @@ def segment_sum(
     n_nodes, width = offsets.numel() - 1, values.shape[1]
     sums = values.new_empty((n_nodes, width), dtype=dtype)
     if n_nodes:
-        segment_sum_kernel[(triton.cdiv(n_nodes, NODES),)](
-            values, inverse_row_scale, order, offsets, sums, n_nodes, D=width, NODES=NODES, ROWS=ROWS,
-            SCALED=values.dtype == torch.float8_e4m3fn, ORDERED=order is not None, num_warps=4,
+        segment_sum_kernel[(n_nodes,)](
+            values, inverse_row_scale, order, offsets, sums, D=width, ROWS=ROWS,
+            SCALED=values.dtype == torch.float8_e4m3fn, ORDERED=order is not None, num_warps=1,
         )  # fmt: skip
     return sums
 
