@@ -22,8 +22,9 @@ import numpy as np
 from flows.assess import assess
 from flows.evaluating import answers
 from flows.records import candidate_from, evaluation_record, prediction_from
+from flows.rounds import round_method
 from flows.settings import RoundSettings, Settings
-from flows.stages import STAGES, begin_round, n_shards, round_method, run_shard
+from flows.stages import STAGES, begin_round, n_shards, run_shard
 from flows.workspace import Workspace, open_workspace
 from gnome.database.records import EvaluationRecord
 from gnome.models.metrics import Interval, bootstrap

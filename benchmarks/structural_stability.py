@@ -7,7 +7,8 @@ A row is said to be stable when its predicted formation energy is at most the hu
 e_above_hull_reconstructed.  Volumes: as the cell is, and GNoME's 20 between 80 and 120 %, neighbours kept or found anew at each; over them
 the lowest or the mean counts.  Published models relax, or read, the same cells; rows they give no answer for, or one more than 5 eV/atom
 off, count as unstable and are left out of the error.  Goals on the test part: error <= 0.022 eV/atom, F1 >= 0.87, DAF >= 5, expected
-calibration error <= 0.03; what is chosen between ways is chosen by the validation part.  $OUT/structural_stability.npz keeps the
+calibration error <= 0.03; what is chosen between ways, and the probability --above which rows count as stable, is chosen by the validation
+part.  $OUT/structural_stability.npz keeps the
 answers; --picture draws how reliable the probabilities are.
 """
 
@@ -29,7 +30,7 @@ from gnome.crystals.shards import read_shard
 from gnome.models.calibration import expected_calibration_error
 from gnome.models.datasets import split_by_formula
 from gnome.models.ensemble import StructuralEnsemble, median_and_spread
-from gnome.models.metrics import bootstrap, f1, mean_absolute_error
+from gnome.models.metrics import best_threshold, bootstrap, f1, mean_absolute_error
 from gnome.quantities import Quantity
 from pipelines.screening import DEFAULT_SCREENING
 
@@ -51,10 +52,10 @@ class Truth:
         """Rows on or below the hull."""
         return self.energies <= self.hull
 
-    def row(self, name: str, predicted: Array) -> tuple[str | float, ...]:
-        """Error and what is said of stability, with intervals of 95 % for error and F1."""
+    def row(self, name: str, predicted: Array, said: NDArray[np.bool_] | None = None) -> tuple[str | float, ...]:
+        """Error and what is `said` of stability, by the energies unless given, with intervals of 95 % for error and F1."""
         given = np.isfinite(predicted) & (np.abs(predicted - self.energies) <= GROSS)
-        said = given & (predicted <= self.hull)
+        said = given & (predicted <= self.hull) if said is None else said
         error = bootstrap(mean_absolute_error, predicted[given], self.energies[given], n_resamples=300)
         score = bootstrap(lambda a, b: f1(a > 0, b > 0), said.astype(float), self.stable.astype(float), n_resamples=300)
         hits = int((said & self.stable).sum())
@@ -119,6 +120,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=None)
     parser.add_argument("--volumes", type=int, default=DEFAULT_SCREENING.n_scales, help="1 leaves the other volumes out")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp8"])
+    parser.add_argument(
+        "--above", type=float, default=None, help="probability that counts as stable; the best one for F1 unless given"
+    )
     parser.add_argument("--picture", type=Path, default=None)
     options = parser.parse_args()
     torch.set_float32_matmul_precision("high")
@@ -129,6 +133,11 @@ def main() -> None:
     found = answers(ensemble, crystals, [1.0], anew=False)[:, 0]
     medians, spreads = median_and_spread(found)
     rows = [truth.row("one member", found[0]), truth.row(f"{len(found)} members", medians)]
+    probabilities = None
+    if ensemble.calibration is not None:
+        probabilities = ensemble.calibration.probability_below(truth.hull - medians, spreads)
+        above = best_threshold(probabilities, truth.stable) if options.above is None else options.above
+        rows.append(truth.row(f"{len(found)} members, stable above a probability of {above:.2f}", medians, probabilities > above))
     scales = np.linspace(DEFAULT_SCREENING.smallest_scale, DEFAULT_SCREENING.largest_scale, options.volumes).tolist()
     for words, anew in (("kept", False), ("found anew", True)) if options.volumes > 1 else ():
         at_volumes = answers(ensemble, crystals, scales, anew=anew)
@@ -146,9 +155,8 @@ def main() -> None:
     for column in sorted(name for name in table.columns if name.startswith("pred_")):
         rows.append(truth.row(column.removeprefix("pred_"), table[column].to_numpy(dtype=float)))
     print_table(("", "error, eV/atom", "F1", "precision", "recall", "DAF"), rows)
-    kept = {"energies": found.astype(np.float32), "truth": truth.energies, "hull": truth.hull}
-    if ensemble.calibration is not None:
-        probabilities = ensemble.calibration.probability_below(truth.hull - medians, spreads)
+    kept: dict[str, Array] = {"energies": found, "truth": truth.energies, "hull": truth.hull}
+    if probabilities is not None:
         error = expected_calibration_error(probabilities, truth.stable)
         kept["p_stable"] = probabilities
         write_row("structural_stability", model="p_stable", calibration_error=error)

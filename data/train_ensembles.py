@@ -164,7 +164,8 @@ def train_all(
 def member_answers(path: Path, inputs: object, device: str) -> np.ndarray:
     """Answers (members, inputs, ...) of the members as shipped: their weights rounded to FP16."""
     members, _ = load_ensemble(path)
-    return np.stack([predict(member.to(device), inputs).double().cpu().numpy() for member in members])
+    size = 64 if device == "cpu" else 1024  # what its caches hold
+    return np.stack([predict(member.to(device), inputs, batch_size=size).double().cpu().numpy() for member in members])
 
 
 def ensemble_predictions(path: Path, inputs: object, device: str) -> np.ndarray:
@@ -211,10 +212,16 @@ def read_structures(options: argparse.Namespace) -> Structures:
         "elements": sorted({int(z) for i in split.train for z in crystals[i].composition}),
         "licences": LICENCES,
         "split": "md5 of the reduced formula modulo 100: train 0-54, validation 55-59, test 60-69",
-        "trained_with": " ".join(["python", "data/train_ensembles.py", "SHARDS", "OUT", *sys.argv[3:]]),
+        "trained_with": " ".join(["python", "data/train_ensembles.py", "SHARDS", "OUT", *how(sys.argv[3:])]),
     }
     targets = np.array(columns[Quantity.E_FORM_PER_ATOM][: options.rows])
     return Structures(crystals, np.array(columns["source"][: options.rows]), targets, split, card)
+
+
+def how(words: Sequence[str]) -> list[str]:
+    """Leave out of a command line where it ran, which may be elsewhere than the training."""
+    at = words.index("--device") if "--device" in words else len(words)
+    return [*words[:at], *words[at + 2 :]]
 
 
 SCHEMES = [

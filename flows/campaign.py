@@ -10,8 +10,9 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 from flows.loop import campaign_of, latest_round, resume_campaign, run_campaign
 from flows.prefect_round import leave_artifacts, run_as_task, settings_parameters
 from flows.reports import campaign_rows
+from flows.rounds import Result
 from flows.settings import CampaignSettings, RoundSettings, Settings
-from flows.stages import STAGES, Result
+from flows.stages import STAGES
 from flows.workspace import Workspace, open_workspace
 from gnome.errors import GnomeError
 

@@ -32,7 +32,8 @@ from gnome.quantities import Quantity
 from gnome.seeds import derived_seed
 from gnome.shipped import shipped_data
 from gnome.stability.method import Method
-from pipelines.screening import ScreeningSettings, fit_offset, predict_energies
+from pipelines.cascade import AS_GUESSED
+from pipelines.screening import fit_offset, predict_energies
 
 FINE_TUNING = TrainSettings(epochs=4, batch_size=32, learning_rate=2e-4, volume_jitter=0.2, save_every=1)
 RAN_AWAY = 1000.0
@@ -42,7 +43,6 @@ MAX_CALIBRATION = 500
 """Crystals that an offset is fitted on, at most."""
 
 _Item = TypeVar("_Item")
-VALIDATION_SCALES = ScreeningSettings(n_scales=5, smallest_scale=0.9, largest_scale=1.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ def validation_error(
     known = np.array([set(crystal.composition) <= model.elements for crystal in validation.crystals])
     errors = np.ones(len(known))
     crystals = [crystal for crystal, ok in zip(validation.crystals, known, strict=True) if ok]
-    predicted = predict_energies(model, crystals, VALIDATION_SCALES).e_form_per_atom
+    predicted = predict_energies(model, crystals, AS_GUESSED).e_form_per_atom
     if correction is not None:
         predicted = predicted + np.array([correction(crystal.composition) for crystal in crystals])
     errors[known] = np.abs(predicted - validation.e_form_per_atom[known])
@@ -213,7 +213,7 @@ def current_error(model: StructuralEnsemble, method: str, validation: Validation
             [row.crystal for row in fitted],
             [row.e_form_per_atom for row in fitted],
             method=method,
-            settings=VALIDATION_SCALES,
+            settings=AS_GUESSED,
         )
         correction = offset.correction
     return float(validation_error(model, validation, correction).mean())

@@ -1,8 +1,9 @@
 """A campaign as plain Python: rounds, and after those with enough new answers a retraining."""
 
 from flows.learning import new_answers
+from flows.rounds import round_method, round_settings
 from flows.settings import CampaignSettings, RoundSettings
-from flows.stages import ShardRunner, round_method, round_settings, run_round, run_shard
+from flows.stages import ShardRunner, run_round, run_shard
 from flows.workspace import Workspace
 from gnome.database.leases import hold_round
 from gnome.database.records import RoundRecord

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from flows.progress import Bars, Silent
 from flows.reports import discoveries, products, round_lines
+from flows.rounds import Result
 from flows.settings import RoundSettings, Settings
-from flows.stages import Result, run_round, run_shard
+from flows.stages import run_round, run_shard
 from flows.workspace import Workspace, open_workspace
 from gnome.database.engine import has_password
 from gnome.database.leases import join_round

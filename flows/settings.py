@@ -78,8 +78,8 @@ class RoundSettings:
 
     `elements`: symbols that candidates may consist of; all when empty.  `n_candidates` are proposed; the best `n_looked_again` compositions
     of a first look are looked at again where there is a `second_look`, and the best `n_screened` of the last look get the full filter (all
-    members at `n_scales` volumes between two factors; the mean or the lowest counts, see `ScreeningSettings`).  Both numbers are in
-    proportion to `budget`, the number of candidates evaluated, unless given; see `pipelines.cascade` for what goes on.
+    members at `n_scales` volumes between two factors, at their middle where there is one; the mean or the lowest counts, see
+    `ScreeningSettings`).  Both numbers are in proportion to `budget`, the number of candidates evaluated, unless given; see `pipelines.cascade` for what goes on.
     Limits count attempts, never seconds.
     `acquisition`: which of them first, those predicted deepest below the hull or those most probably stable.
     `n_formulas` and `structures_per_formula` are the compositional pipeline's.  `max_atoms` bounds a candidate's cell.
@@ -94,7 +94,7 @@ class RoundSettings:
     second_look: bool = True
     budget: int = 60
     seed: int = 0
-    n_scales: int = 5
+    n_scales: int = 1
     smallest_scale: float = 0.9
     largest_scale: float = 1.1
     over_volumes: Literal["mean", "lowest"] = "mean"

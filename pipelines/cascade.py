@@ -38,7 +38,7 @@ class Look:
             )
 
 
-AS_GUESSED = ScreeningSettings(n_scales=1, smallest_scale=1.0, largest_scale=1.0)
+AS_GUESSED = ScreeningSettings(n_scales=1)
 """The volume as it was guessed, alone: the mean over others differs little from what networks say there."""
 
 FIRST_LOOK = Look(members=1, volumes=AS_GUESSED, kept=20.0, within=0.1)

@@ -54,7 +54,9 @@ class ScreeningSettings:
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """Volume factors, ascending."""
+        """Volume factors, ascending; of one, the middle."""
+        if self.n_scales == 1:
+            return ((self.smallest_scale + self.largest_scale) / 2,)
         return tuple(np.linspace(self.smallest_scale, self.largest_scale, self.n_scales).tolist())
 
 

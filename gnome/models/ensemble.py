@@ -20,7 +20,7 @@ from gnome.models.linear import Precision, autocast
 from gnome.models.structural import StructuralNetwork
 
 _Net = TypeVar("_Net")
-MAX_EDGES_PER_BATCH = {"cpu": 8_000, "cuda": 6_000_000}
+MAX_EDGES_PER_BATCH = {"cpu": 4_000, "cuda": 6_000_000}
 """Edges in one forward pass: on a CPU what its cache holds, on a GPU what fills it; memory is bounded whatever the crystals."""
 
 

@@ -106,7 +106,7 @@ def test_a_flow_that_was_interrupted_is_gone_on_with(emt_world: Path, tmp_path: 
         run_round(workspace, TINY)
     settings = copy_world(emt_world, tmp_path / "flow").model_dump(mode="json")
     with monkeypatch.context() as patch:
-        patch.setattr("flows.stages.select", lambda *_: 1 / 0)
+        patch.setattr("flows.filtering.select", lambda *_: 1 / 0)
         failed = round_flow(settings, TINY.to_dict(), return_state=True)
     assert failed.is_failed()
     assert round_flow(settings, TINY.to_dict())["round"] == 1

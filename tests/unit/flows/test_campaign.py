@@ -16,8 +16,9 @@ from flows.learning import FINE_TUNING, RAN_AWAY, new_answers, retrain
 from flows.loop import campaign_of, latest_round, resume_campaign, run_campaign
 from flows.progress import Counter, Silent
 from flows.reports import campaign_rows
+from flows.rounds import round_method
 from flows.settings import CampaignSettings
-from flows.stages import begin_round, round_method, run_shard
+from flows.stages import begin_round, run_shard
 from flows.workspace import open_workspace
 from gnome.database.records import ModelRecord
 from gnome.errors import InvalidInput

@@ -11,7 +11,8 @@ from emt_world import copy_world, round_settings, settings_in
 
 from dft_stub.evaluator import Evaluation, Evaluator, Failure
 from flows.evaluating import evaluate_crystals
-from flows.stages import STAGES, abandon_round, begin_round, chosen, round_model, run_shard
+from flows.rounds import chosen, round_model
+from flows.stages import STAGES, abandon_round, begin_round, run_shard
 from flows.workspace import Workspace, open_workspace
 from gnome.crystals.crystal import Crystal
 from gnome.database.records import ModelRecord

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from emt_world import build_world, copy_world, known_crystals, round_settings, settings_in, tables, write_folder
 
-from flows import stages
+from flows import filtering, rounds
+from flows.filtering import looked_again, looked_best
 from flows.importing import import_crystals
 from flows.settings import RoundSettings
-from flows.stages import STAGES, begin_round, looked_again, looked_best, run_round, run_shard
+from flows.stages import STAGES, begin_round, run_round, run_shard
 from flows.workspace import open_workspace
 from gnome.database.query import query
 from gnome.database.records import RoundRecord
@@ -183,7 +184,7 @@ def test_a_round_in_which_every_candidate_fails_the_filter_evaluates_none(
         refusals = tuple(Refusal(candidate_id=c.id, reason="overlap", message="too close") for c in candidates)
         return Screening(predictions=(), refusals=refusals)
 
-    monkeypatch.setattr("flows.stages.screen", refuse_all)
+    monkeypatch.setattr("flows.filtering.screen", refuse_all)
     copy_world(emt_world, tmp_path)
     record = play(tmp_path)
     assert record.summary is not None
@@ -242,7 +243,7 @@ def test_a_round_that_began_with_an_older_program_ends_as_it_began(emt_world: Pa
     connection.close()
     assert play(tmp_path).state == "finished"
     with open_workspace(settings_in(tmp_path)) as workspace:
-        assert stages.round_settings(workspace, number).over_volumes == "lowest"
+        assert rounds.round_settings(workspace, number).over_volumes == "lowest"
         assert not workspace.ledger.shards(number, "look_again")
         screened = {prediction.candidate_id for prediction in workspace.store.predictions_of_round(number)}
     assert screened == {entry[1] for entry in sorted(map(tuple, ranked))[:10]}
@@ -266,9 +267,9 @@ def test_the_surest_are_evaluated_first_where_that_is_asked_for_and_known(
 ) -> None:
     copy_world(emt_world, tmp_path)
     learnt = ErrorCalibration(floor=0.01, factor=5.0, power=1.0, degrees=3.0) if known else None
-    fit_offset = stages.fit_offset
+    fit_offset = filtering.fit_offset
     monkeypatch.setattr(
-        "flows.stages.fit_offset", lambda *given, **options: replace(fit_offset(*given, **options), calibration=learnt)
+        "flows.filtering.fit_offset", lambda *given, **options: replace(fit_offset(*given, **options), calibration=learnt)
     )
     assert play(tmp_path, acquisition="stability").number == 1
     with open_workspace(settings_in(tmp_path)) as workspace:

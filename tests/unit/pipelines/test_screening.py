@@ -73,6 +73,11 @@ def test_the_mean_over_volumes_counts_for_each_member(rocksalt):
     np.testing.assert_allclose(result.volume_scale, 0.8 + 0.4 * best / 19)
 
 
+@pytest.mark.parametrize(("n", "scales"), [(1, (1.0,)), (2, (0.8, 1.2)), (3, (0.8, 1.0, 1.2))])
+def test_volumes_are_spread_evenly_and_one_is_the_middle(n, scales):
+    assert ScreeningSettings(n_scales=n).scales == pytest.approx(scales)
+
+
 def test_what_counts_of_the_volumes_is_one_of_two():
     with pytest.raises(InvalidInput, match="over_volumes is 'median', expected mean or lowest"):
         ScreeningSettings(over_volumes="median")

@@ -1,0 +1,166 @@
+"""The filter's stages: predictions carried over to the hull's method, two quick looks, the full filter, and what the budget goes to."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from flows.learning import MAX_CALIBRATION, spread_evenly
+from flows.records import candidate_from, prediction_from, prediction_record
+from flows.rounds import Result, load_candidates, n_pieces, offset_of, round_method, round_model, round_settings
+from flows.settings import RoundSettings
+from flows.workspace import Workspace
+from gnome.models.ensemble import StructuralEnsemble
+from gnome.quantities import Quantity
+from pipelines.candidate import Candidate
+from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, go_on
+from pipelines.screening import Prediction, ScreeningSettings, fit_offset, screen
+from pipelines.selection import Acquisition, GreedyAcquisition, Selected, SelectionSettings, StabilityAcquisition, select
+
+LOOK_SHARD: Final = 1000
+LOOK_AGAIN_SHARD: Final = 200
+SCREEN_SHARD: Final = 100
+
+
+def calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
+    """Fit the offset from the model's method to the hull's on the crystals known before the round."""
+    method = round_method(workspace, number)
+    model = round_model(workspace, number)
+    if model.method == method:
+        return {"offset": None, "note": ""}
+    known = list(workspace.store.crystals_of(method, before_round=number))
+    known = [stored for stored in known if stored.crystal.n_atoms <= round_settings(workspace, number).max_atoms]
+    fitted = spread_evenly(known, MAX_CALIBRATION)
+    with workspace.listener.stage("calibrating the ensemble", 1, "fit") as count:
+        offset = fit_offset(
+            model,
+            [stored.crystal for stored in fitted],
+            [float(stored.row[Quantity.E_FORM_PER_ATOM]) for stored in fitted],
+            method=method,
+            settings=full_filter(round_settings(workspace, number)),
+        )
+        count()
+    return {"offset": offset.to_dict(), "note": offset.note}
+
+
+def full_filter(settings: RoundSettings) -> ScreeningSettings:
+    """All members at all volumes of the round's settings."""
+    return ScreeningSettings(
+        n_scales=settings.n_scales,
+        smallest_scale=settings.smallest_scale,
+        largest_scale=settings.largest_scale,
+        over_volumes=settings.over_volumes,
+    )
+
+
+def look(workspace: Workspace, number: int, shard: int) -> Result:
+    """Take a cheap first look at a thousand candidates."""
+    ids = workspace.store.candidate_ids_of_round(number)[shard * LOOK_SHARD : (shard + 1) * LOOK_SHARD]
+    return _take_look(workspace, number, ids, FIRST_LOOK, "first look")
+
+
+def look_again(workspace: Workspace, number: int, shard: int) -> Result:
+    """Look more closely at two hundred of the best of the first look."""
+    ids = looked_again(workspace, number)[shard * LOOK_AGAIN_SHARD : (shard + 1) * LOOK_AGAIN_SHARD]
+    return _take_look(workspace, number, ids, SECOND_LOOK, "second look")
+
+
+def _take_look(workspace: Workspace, number: int, ids: Sequence[str], look: Look, name: str) -> Result:
+    ensemble = round_model(workspace, number)
+    model = replace(ensemble, members=ensemble.members[: look.members])
+    candidates = load_candidates(workspace, ids)
+    formulas = {candidate.id: candidate.crystal.reduced_formula for candidate in candidates}
+    predictions, refusals = _screen(workspace, number, candidates, model, look.volumes, name)
+    ranked = sorted((round(p.decomposition_energy, 6), p.candidate_id, formulas[p.candidate_id]) for p in predictions)
+    return {"ranked": ranked, "refused": refusals}
+
+
+def looked_again(workspace: Workspace, number: int) -> list[str]:
+    """Ids that get the second look."""
+    return _go_on(workspace, number, "look", round_settings(workspace, number).n_looked_again, FIRST_LOOK)
+
+
+def looked_best(workspace: Workspace, number: int) -> list[str]:
+    """Ids that get the full filter."""
+    settings = round_settings(workspace, number)
+    stage, look = ("look_again", SECOND_LOOK) if settings.second_look else ("look", FIRST_LOOK)
+    return _go_on(workspace, number, stage, settings.n_screened, look)
+
+
+def _go_on(workspace: Workspace, number: int, stage: str, n: int, look: Look) -> list[str]:
+    """Ids of what goes on after a look, by id within equals; each its own composition in a look that kept no formulas, as older ones."""
+    ranked = sorted(
+        tuple(entry) for shard in workspace.ledger.shards(number, stage) for entry in (shard.result or {}).get("ranked", ())
+    )
+    ids = [entry[1] for entry in ranked]
+    formulas = [entry[-1] for entry in ranked] if all(len(entry) > 2 for entry in ranked) else ids
+    return [ids[i] for i in go_on([entry[0] for entry in ranked], formulas, n, within=look.within)]
+
+
+def screen_shard(workspace: Workspace, number: int, shard: int) -> Result:
+    """Give a hundred candidates the full filter."""
+    ids = looked_best(workspace, number)[shard * SCREEN_SHARD : (shard + 1) * SCREEN_SHARD]
+    model = round_model(workspace, number)
+    predictions, refusals = _screen(
+        workspace, number, load_candidates(workspace, ids), model, full_filter(round_settings(workspace, number)), "screening"
+    )
+    workspace.store.add_predictions([prediction_record(prediction) for prediction in predictions])
+    return {"n": len(predictions), "refused": refusals, "method": predictions[0].method if predictions else ""}
+
+
+def _screen(
+    workspace: Workspace,
+    number: int,
+    candidates: Sequence[Candidate],
+    model: StructuralEnsemble,
+    settings: ScreeningSettings,
+    name: str,
+) -> tuple[list[Prediction], dict[str, int]]:
+    hull = workspace.hull(round_method(workspace, number), before_round=number)
+    offset = offset_of(workspace, number)
+    predictions: list[Prediction] = []
+    refusals: dict[str, int] = {}
+    with workspace.listener.stage(name, len(candidates), "candidates") as count:
+        for piece in np.array_split(np.arange(len(candidates)), n_pieces(len(candidates), 50)):
+            screening = screen([candidates[i] for i in piece], model, hull, settings, offset)
+            predictions += screening.predictions
+            for refusal in screening.refusals:
+                refusals[refusal.reason] = refusals.get(refusal.reason, 0) + 1
+            count(len(piece))
+    return predictions, refusals
+
+
+def select_shard(workspace: Workspace, number: int, _shard: int) -> Result:
+    """Spend the budget: one structure a composition; where compositions are fewer than the budget, their next best follow."""
+    settings = round_settings(workspace, number)
+    remaining = workspace.store.predictions_of_round(number)
+    candidates = {
+        record.id: candidate_from(record) for record in workspace.store.candidates(p.candidate_id for p in remaining).values()
+    }
+    predictions = [prediction_from(record, round_method(workspace, number)) for record in remaining]
+    order = SelectionSettings(acquisition=acquisition_of(workspace, number))
+    chosen: list[Selected] = []
+    while predictions and len(chosen) < settings.budget:
+        chosen += select(predictions, list(candidates.values()), settings.budget - len(chosen), order)
+        taken = {one.candidate.id for one in chosen}
+        predictions = [prediction for prediction in predictions if prediction.candidate_id not in taken]
+    return {
+        "chosen": [one.candidate.id for one in chosen],
+        "below_threshold": sum(one.below_threshold for one in chosen),
+        "acquisition": order.acquisition.name,
+    }
+
+
+def acquisition_of(workspace: Workspace, number: int) -> Acquisition:
+    """Return the order that the round's settings ask for; the greedy one, and a word, where errors are not known."""
+    if round_settings(workspace, number).acquisition == "greedy":
+        return GreedyAcquisition()
+    offset = offset_of(workspace, number)
+    calibration = round_model(workspace, number).calibration if offset is None else offset.calibration
+    if calibration is None:
+        workspace.listener.say(
+            "The errors of the ensemble's predictions are not known: those deepest below the hull are evaluated."
+        )
+        return GreedyAcquisition()
+    return StabilityAcquisition(calibration=calibration)
