@@ -79,7 +79,8 @@ class RoundSettings:
     `elements`: symbols that candidates may consist of; all when empty.  `n_candidates` are proposed; the best `n_looked_again` compositions
     of a first look are looked at again where there is a `second_look`, and the best `n_screened` of the last look get the full filter (all
     members at `n_scales` volumes between two factors, at their middle where there is one; the mean or the lowest counts, see
-    `ScreeningSettings`).  Both numbers are in proportion to `budget`, the number of candidates evaluated, unless given; see `pipelines.cascade` for what goes on.
+    `ScreeningSettings`).  Both numbers are in proportion to `budget`, the number of candidates evaluated, unless given; see
+    `pipelines.cascade` for what goes on.
     Limits count attempts, never seconds.
     `acquisition`: which of them first, those predicted deepest below the hull or those most probably stable.
     `n_formulas` and `structures_per_formula` are the compositional pipeline's.  `max_atoms` bounds a candidate's cell.
