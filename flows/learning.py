@@ -35,7 +35,7 @@ from gnome.stability.method import Method
 from pipelines.cascade import AS_GUESSED
 from pipelines.screening import fit_offset, predict_energies
 
-FINE_TUNING = TrainSettings(epochs=4, batch_size=32, learning_rate=2e-4, volume_jitter=0.2, save_every=1)
+FINE_TUNING = TrainSettings(epochs=4, batch_size=32, learning_rate=1e-4, volume_jitter=0.2, save_every=1)
 RAN_AWAY = 1000.0
 """eV/atom: the error of a prediction that is no number, as a network gives whose training ran away."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from emt_world import round_settings, settings_in
 
-from flows import learning, stages
+from flows import filtering, learning, stages
 from flows.loop import resume_campaign, run_campaign
 from flows.settings import CampaignSettings
 from flows.workspace import open_workspace
@@ -19,17 +19,17 @@ from gnome.database.ledger import Ledger
 from gnome.database.store import Store
 
 TINY = round_settings(n_screened=12, budget=5, n_scales=1, smallest_scale=1.0, largest_scale=1.0)
-QUICK = replace(learning.FINE_TUNING, epochs=2)
+QUICK = replace(learning.FINE_TUNING, epochs=2, learning_rate=1e-3)  # large steps: EMT is far from PBE, its crystals are few
 
 # Where to die: the stage, what is patched, and how many of its calls go well while that stage runs.
 KILLS: dict[str, tuple[str, Any, str, int]] = {
     "propose": ("propose", Store, "add_candidates", 1),
     "propose, before it is entered": ("propose", Ledger, "complete", 0),
-    "calibrate": ("calibrate", stages, "fit_offset", 0),
-    "look": ("look", stages, "screen", 1),
-    "look_again": ("look_again", stages, "screen", 0),
+    "calibrate": ("calibrate", filtering, "fit_offset", 0),
+    "look": ("look", filtering, "screen", 1),
+    "look_again": ("look_again", filtering, "screen", 0),
     "screen": ("screen", Store, "add_predictions", 0),
-    "select": ("select", stages, "select", 0),
+    "select": ("select", filtering, "select", 0),
     "evaluate": ("evaluate", Store, "add_evaluations", 2),
     "assess, between crystals and what they mean": ("assess", Store, "assess_evaluations", 0),
     "assess, before the hull": ("assess", Store, "update_hull_columns", 0),

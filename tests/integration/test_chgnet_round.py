@@ -37,7 +37,7 @@ def test_a_round_on_the_seeds_finds_new_crystals(round_on_seeds: tuple[str, Any]
     url, answer = round_on_seeds
     summary = answer["summary"]
     assert summary["n_evaluated"] == 7
-    assert 40 <= summary["n_screened"] < 80
+    assert 40 <= summary["n_screened"] < summary["n_candidates"] / 2, "structures of 40 compositions, as asked for"
     assert summary["hit_rate"] >= 0.5
     assert 0 < summary["prediction_mae"] < 0.3
     found = answer["discoveries"]

@@ -30,9 +30,9 @@ TINY = round_settings(n_candidates=40, n_screened=10, budget=4, n_scales=1, smal
 
 @pytest.fixture
 def quick(emt_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validate on crystals labelled by EMT, and fine-tune for three epochs."""
+    """Validate on crystals labelled by EMT, which is far from PBE, and fine-tune on the few there are for three epochs in large steps."""
     monkeypatch.setattr(learning, "shipped_data", lambda: emt_data)
-    use_training(monkeypatch, epochs=3)
+    use_training(monkeypatch, epochs=3, learning_rate=1e-3)
 
 
 def use_training(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
