@@ -8,8 +8,7 @@ e_above_hull_reconstructed.  Volumes: as the cell is, and GNoME's 20 between 80 
 the lowest or the mean counts.  Published models relax, or read, the same cells; rows they give no answer for, or one more than 5 eV/atom
 off, count as unstable and are left out of the error.  Goals on the test part: error <= 0.022 eV/atom, F1 >= 0.87, DAF >= 5, expected
 calibration error <= 0.03; what is chosen between ways, and the probability --above which rows count as stable, is chosen by the validation
-part.  $OUT/structural_stability.npz keeps the
-answers; --picture draws how reliable the probabilities are.
+part.  $OUT/structural_stability.npz keeps the answers; --picture draws how reliable the probabilities are.
 """
 
 import argparse

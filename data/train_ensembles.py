@@ -90,7 +90,11 @@ def run_members(
     networks = train_members(
         indices, settings, train, validation, state_folder=states, on_epoch=on_epoch, compile_network=compile_network
     )
-    where = {"torch": str(torch.__version__), "device": "CPU" if device == "cpu" else torch.cuda.get_device_name()}
+    where = {
+        "torch": str(torch.__version__),
+        "device": "CPU" if device == "cpu" else torch.cuda.get_device_name(),
+        "trained_with": " ".join(["python", "data/train_ensembles.py", "SHARDS", "OUT", *sys.argv[3:]]),
+    }
     for index, network in zip(indices, networks, strict=True):
         with atomic_write(weights_path(folder, settings, index)) as path:
             torch.save({"weights": network.state_dict(), **where}, path)
@@ -158,7 +162,7 @@ def train_all(
         network = untrained(settings.network)
         network.load_state_dict(found[-1].pop("weights"))
         networks.append(network)
-    return networks, {name: ", ".join(sorted({one[name] for one in found})) for name in ("torch", "device")}
+    return networks, {name: "; ".join(sorted({one[name] for one in found})) for name in ("torch", "device", "trained_with")}
 
 
 def member_answers(path: Path, inputs: object, device: str) -> np.ndarray:
@@ -212,16 +216,9 @@ def read_structures(options: argparse.Namespace) -> Structures:
         "elements": sorted({int(z) for i in split.train for z in crystals[i].composition}),
         "licences": LICENCES,
         "split": "md5 of the reduced formula modulo 100: train 0-54, validation 55-59, test 60-69",
-        "trained_with": " ".join(["python", "data/train_ensembles.py", "SHARDS", "OUT", *how(sys.argv[3:])]),
     }
     targets = np.array(columns[Quantity.E_FORM_PER_ATOM][: options.rows])
     return Structures(crystals, np.array(columns["source"][: options.rows]), targets, split, card)
-
-
-def how(words: Sequence[str]) -> list[str]:
-    """Leave out of a command line where it ran, which may be elsewhere than the training."""
-    at = words.index("--device") if "--device" in words else len(words)
-    return [*words[:at], *words[at + 2 :]]
 
 
 SCHEMES = [
