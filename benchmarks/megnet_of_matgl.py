@@ -6,7 +6,7 @@ that its wheel alone, on the path, will do.  Shape and cutoff are matgl's defaul
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gnome.crystals.elements import SYMBOLS
 from gnome.graphs.crystal_graph import GraphBatch
 
-NOT_NEEDED = {"ase", "boto3", "huggingface_hub", "lightning", "pymatgen", "torchdata", "torchmetrics"}
+NOT_NEEDED = {"ase", "boto3", "huggingface_hub", "lightning", "monty", "pydantic", "pymatgen", "torchdata", "torchmetrics", "tqdm"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,20 @@ class MEGNetSettings:
     shift: float = 0.0
 
 
+class _Empty(type):
+    """A class without anything, not even members to go through."""
+
+    def __iter__(cls) -> Iterator[Any]:
+        return iter(())
+
+
 class _StandIn(ModuleType):
-    """A module whose every name is a class without anything."""
+    """A module whose every name is such a class."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return _Empty(name, (), {})
 
 
 class _Finder(MetaPathFinder, Loader):

@@ -40,7 +40,7 @@ class ScreeningSettings:
     smallest_scale: float = 0.8
     largest_scale: float = 1.2
     over_volumes: OverVolumes = "mean"
-    batch_size: int = 512
+    batch_size: int = 4096
 
     def __post_init__(self) -> None:
         """Refuse what is no set of volumes."""

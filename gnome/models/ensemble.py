@@ -95,29 +95,32 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
     def member_energies(self, crystals: Sequence[Crystal], volume_scales: Sequence[float] = (1.0,)) -> NDArray[np.float64]:
         """Predict eV/atom, shape (members, volume scales, crystals); neighbours are those of the unscaled cell.
 
-        A batch that memory is too small for is halved.
+        Crystals and volumes go through the networks side by side, as many as fill a batch; one that memory is too small for is halved.
         """
         for member in self.members:
             set_edge_precision(member, self.precision)
-        out = np.empty((len(self.members), len(volume_scales), len(crystals)))
         device = next(self.members[0].parameters()).device
         graphs = PackedGraphs.from_crystals(crystals, self.members[0].settings.cutoff, device)
-        waiting = _by_edges(graphs.edge_start.tolist(), MAX_EDGES_PER_BATCH[device.type])
+        n_scales = len(volume_scales)
+        scales = torch.tensor(volume_scales, dtype=torch.float64)
+        edges = graphs.edge_start.diff().repeat_interleave(n_scales)
+        out = np.empty((len(self.members), len(edges)))
+        waiting = _by_edges(edges.cumsum(0).cpu().numpy(), MAX_EDGES_PER_BATCH[device.type])
         while waiting:
-            rows = waiting.pop()
+            asked = waiting.pop()
             try:
-                out[:, :, rows.numpy()] = self._answers(graphs.batch(rows.to(device)), volume_scales).cpu().numpy()
+                batch = graphs.batch((asked // n_scales).to(device)).scaled(scales[asked % n_scales].float().to(device))
+                out[:, asked.numpy()] = self._answers(batch).cpu().numpy()
             except RuntimeError as error:
-                if len(rows) == 1 or not is_out_of_memory(error):
+                if len(asked) == 1 or not is_out_of_memory(error):
                     raise
-                waiting += rows.chunk(2)
-        return out
+                waiting += asked.chunk(2)
+        return np.ascontiguousarray(out.reshape(len(self.members), len(crystals), n_scales).swapaxes(1, 2))
 
-    def _answers(self, batch: GraphBatch, volume_scales: Sequence[float]) -> torch.Tensor:
-        """Predict (members, volume scales, crystals) of one batch."""
-        scaled = [batch.scaled(scale) for scale in volume_scales]
+    def _answers(self, batch: GraphBatch) -> torch.Tensor:
+        """Predict (members, graphs) of one batch."""
         with autocast(self.precision, batch.vectors.device):
-            return torch.stack([torch.stack([member(one).double() for one in scaled]) for member in self.members])
+            return torch.stack([member(batch).double() for member in self.members])
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -133,13 +136,12 @@ def load_kind(path: Path, name: str, kinds: Sequence[str], device: torch.device 
     return [member.to(device) for member in members], card
 
 
-def _by_edges(starts: Sequence[int], limit: int) -> list[torch.Tensor]:
-    """Runs of consecutive crystals, whose edges begin at `starts`, with at most `limit` edges, at least one crystal each."""
-    runs, start, n = [], 0, len(starts) - 1
-    for i in range(n):
-        if i > start and starts[i + 1] - starts[start] > limit:
-            runs.append(torch.arange(start, i))
-            start = i
-    if start < n:
-        runs.append(torch.arange(start, n))
+def _by_edges(ends: NDArray[np.int64], limit: int) -> list[torch.Tensor]:
+    """Runs of consecutive graphs, whose edges end at `ends`, with at most `limit` edges, at least one graph each."""
+    runs, start = [], 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + limit, side="right")))
+        runs.append(torch.arange(start, stop))
+        start = stop
     return runs

@@ -88,18 +88,19 @@ def test_a_batch_too_large_for_memory_is_halved(
     saved: Path, crystals: list[Crystal], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     ensemble = StructuralEnsemble.load(saved)
-    expected = np.concatenate([ensemble.member_energies([crystal]) for crystal in crystals], axis=2)
+    volumes = (0.9, 1.0, 1.1)
+    single = [[ensemble.member_energies([crystal], [volume])[:, 0, 0] for crystal in crystals] for volume in volumes]
     answers, sizes = StructuralEnsemble._answers, []
 
-    def small(self: StructuralEnsemble, batch: GraphBatch, scales: Sequence[float]) -> torch.Tensor:
+    def small(self: StructuralEnsemble, batch: GraphBatch) -> torch.Tensor:
         sizes.append(len(batch.n_node))
         if len(batch.n_node) > most:
             raise error
-        return answers(self, batch, scales)
+        return answers(self, batch)
 
     most = 1
     monkeypatch.setattr(StructuralEnsemble, "_answers", small)
-    np.testing.assert_array_equal(ensemble.member_energies(crystals), expected)
+    np.testing.assert_array_equal(ensemble.member_energies(crystals, volumes), np.moveaxis(single, 2, 0))
     assert max(sizes) > most
     most = 0
     with pytest.raises(type(error)):
