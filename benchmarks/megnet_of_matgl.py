@@ -19,7 +19,18 @@ from torch import Tensor, nn
 from gnome.crystals.elements import SYMBOLS
 from gnome.graphs.crystal_graph import GraphBatch
 
-NOT_NEEDED = {"ase", "boto3", "huggingface_hub", "lightning", "monty", "pydantic", "pymatgen", "torchdata", "torchmetrics", "tqdm"}
+NOT_NEEDED = {
+    "ase",
+    "boto3",
+    "huggingface_hub",
+    "lightning",
+    "monty",
+    "pydantic",
+    "pymatgen",
+    "torchdata",
+    "torchmetrics",
+    "tqdm",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
