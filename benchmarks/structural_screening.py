@@ -23,14 +23,16 @@ from numpy.typing import NDArray
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
 from gnome.models.ensemble import StructuralEnsemble
-from pipelines.cascade import LOOKS, Look, best_of_compositions, passed_looks
-from pipelines.screening import DEFAULT_SCREENING, ScreeningSettings, predict_energies
+from pipelines.cascade import LOOKS, THIRD_LOOK, Look, best_of_compositions, looking, passed_looks
+from pipelines.screening import DEFAULT_SCREENING, predict_energies
 
+FULL_FILTER = replace(THIRD_LOOK, volumes=DEFAULT_SCREENING)
 DESIGNS: dict[str, tuple[Look, ...]] = {
     "three looks": LOOKS,
     "three looks, twice as many kept": tuple(replace(look, kept=2 * look.kept) for look in LOOKS),
     "two looks": LOOKS[:2],
     "one look": LOOKS[:1],
+    "three looks, medians": tuple(replace(look, over_members="median") for look in LOOKS),
 }
 
 
@@ -41,17 +43,16 @@ class Candidates:
         self.ensemble, self.crystals, self.hull = ensemble, crystals, hull
         self.evaluations = 0
 
-    def __call__(self, rows: Sequence[int], members: int, volumes: ScreeningSettings) -> NDArray[np.float64]:
-        looking = replace(self.ensemble, members=self.ensemble.members[:members])
-        self.evaluations += len(rows) * len(looking.members) * volumes.n_scales
-        found = predict_energies(looking, [self.crystals[i] for i in rows], volumes)
+    def __call__(self, rows: Sequence[int], look: Look) -> NDArray[np.float64]:
+        self.evaluations += len(rows) * min(look.members, len(self.ensemble.members)) * look.volumes.n_scales
+        found = predict_energies(looking(self.ensemble, look), [self.crystals[i] for i in rows], look.volumes)
         return found.e_form_per_atom - self.hull[list(rows)]
 
 
 def choose(candidates: Candidates, names: list[str], budget: int, looks: tuple[Look, ...]) -> tuple[set[int], set[int]]:
     """Give the full filter to what passes the looks; returns places of these, and of the best compositions' best structures."""
     passed = passed_looks(candidates, names, budget, looks=looks)
-    found = candidates(passed, len(candidates.ensemble.members), DEFAULT_SCREENING)
+    found = candidates(passed, FULL_FILTER)
     return set(passed), {passed[i] for i in best_of_compositions(found, [names[i] for i in passed], budget)}
 
 
@@ -76,7 +77,7 @@ def main() -> None:
     rows = np.random.default_rng(0).permutation(rows)[: options.n].tolist()
     names = [columns["reduced_formula"][i] for i in rows]
     candidates = Candidates(ensemble, [crystals[i] for i in rows], np.array(columns["hull_energy"])[rows])
-    candidates(range(min(64, len(rows))), len(ensemble.members), ScreeningSettings(n_scales=2))  # warms up
+    candidates(range(min(64, len(rows))), FULL_FILTER)  # warms up
     table: list[tuple[str | float, ...]] = []
 
     def tell(name: str, budget: float, seconds: float, kept: float, chosen: float) -> None:
@@ -88,7 +89,7 @@ def main() -> None:
         print(table[-1], flush=True)
 
     candidates.evaluations, began = 0, time.perf_counter()
-    full = candidates(range(len(rows)), len(ensemble.members), DEFAULT_SCREENING)
+    full = candidates(range(len(rows)), FULL_FILTER)
     tell("full filter", 1.0, time.perf_counter() - began, 1.0, 1.0)
     for part in options.budgets:
         budget = max(1, round(part * len(rows)))

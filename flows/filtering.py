@@ -1,7 +1,6 @@
 """The filter's stages: predictions carried over to the hull's method, two quick looks, the full filter, and what the budget goes to."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -11,10 +10,10 @@ from flows.records import candidate_from, prediction_from, prediction_record
 from flows.rounds import Result, load_candidates, n_pieces, offset_of, round_method, round_model, round_settings
 from flows.settings import RoundSettings
 from flows.workspace import Workspace
-from gnome.models.ensemble import StructuralEnsemble
+from gnome.models.energy_model import EnergyModel
 from gnome.quantities import Quantity
 from pipelines.candidate import Candidate
-from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, go_on
+from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, go_on, looking
 from pipelines.screening import Prediction, ScreeningSettings, fit_offset, screen
 from pipelines.selection import Acquisition, GreedyAcquisition, Selected, SelectionSettings, StabilityAcquisition, select
 
@@ -67,8 +66,7 @@ def look_again(workspace: Workspace, number: int, shard: int) -> Result:
 
 
 def _take_look(workspace: Workspace, number: int, ids: Sequence[str], look: Look, name: str) -> Result:
-    ensemble = round_model(workspace, number)
-    model = replace(ensemble, members=ensemble.members[: look.members])
+    model = looking(round_model(workspace, number), look)
     candidates = load_candidates(workspace, ids)
     formulas = {candidate.id: candidate.crystal.reduced_formula for candidate in candidates}
     predictions, refusals = _screen(workspace, number, candidates, model, look.volumes, name)
@@ -113,7 +111,7 @@ def _screen(
     workspace: Workspace,
     number: int,
     candidates: Sequence[Candidate],
-    model: StructuralEnsemble,
+    model: EnergyModel,
     settings: ScreeningSettings,
     name: str,
 ) -> tuple[list[Prediction], dict[str, int]]:

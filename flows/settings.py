@@ -18,7 +18,7 @@ from gnome.errors import InvalidInput
 
 GENERATORS = ("structural", "compositional", "both")
 ACQUISITIONS = ("greedy", "stability")
-LOOKED_AGAIN_PER_EVALUATION, SCREENED_PER_EVALUATION = 20, 6
+LOOKED_AGAIN_PER_EVALUATION, SCREENED_PER_EVALUATION = 15, 5
 """What the looks of `pipelines.cascade` keep; named here too because settings must not wait for torch."""
 
 

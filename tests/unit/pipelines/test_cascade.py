@@ -1,14 +1,18 @@
 """Screening in looks: what goes on, and that nothing which the full filter would choose is lost where looks agree with it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from emt_world import l1_0, l1_2
 from numpy.typing import NDArray
 
 from gnome.errors import InvalidInput
-from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, THIRD_LOOK, Look, best_of_compositions, go_on, passed_looks
-from pipelines.screening import ScreeningSettings
+from gnome.models.ensemble import StructuralEnsemble
+from gnome.models.structural import StructuralNetwork, StructuralSettings
+from pipelines.cascade import FIRST_LOOK, LOOKS, SECOND_LOOK, THIRD_LOOK, Look, best_of_compositions, go_on, looking, passed_looks
 
 NAMES = ["A", "B", "A", "C", "B", "A", "D"]
 VALUES = [0.30, 0.10, 0.20, 0.40, 0.15, 0.31, np.nan]
@@ -53,8 +57,8 @@ class Noisy:
         self.seen = self.true + deviation * rng.normal(size=n)
         self.asked: list[tuple[int, int, int]] = []
 
-    def __call__(self, rows: Sequence[int], members: int, volumes: ScreeningSettings) -> NDArray[np.float64]:
-        self.asked.append((len(rows), members, volumes.n_scales))
+    def __call__(self, rows: Sequence[int], look: Look) -> NDArray[np.float64]:
+        self.asked.append((len(rows), look.members, look.volumes.n_scales))
         return self.seen[list(rows)]
 
 
@@ -66,7 +70,7 @@ def test_what_the_full_filter_would_choose_passes_and_little_else() -> None:
     passed = passed_looks(energies, names, budget)
     assert set(expected) <= set(passed)
     assert len({names[i] for i in passed}) == THIRD_LOOK.kept * budget
-    assert [asked[1:] for asked in energies.asked] == [(1, 1), (3, 1), (THIRD_LOOK.members, 1)]
+    assert [asked[1:] for asked in energies.asked] == [(look.members, 1) for look in LOOKS]
     assert energies.asked[0][0] == n
     for look, (asked, *_) in zip((FIRST_LOOK, SECOND_LOOK), energies.asked[1:], strict=True):
         assert look.kept * budget <= asked <= 2 * look.kept * budget
@@ -78,7 +82,38 @@ def test_what_looks_do_not_see_is_lost() -> None:
     assert len(set(passed_looks(energies, names, 20)) & set(best_of_compositions(energies.true, names, 20))) < 15
 
 
-@pytest.mark.parametrize("wrong", [{"members": 0}, {"kept": 0.5}])
-def test_what_is_no_look_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(InvalidInput, match="expected 1 or more"):
+@pytest.mark.parametrize(
+    ("wrong", "advice"),
+    [({"members": 0}, "1 or more"), ({"kept": 0.5}, "1 or more"), ({"over_members": "mean"}, "median or lowest")],
+)
+def test_what_is_no_look_is_refused(wrong: dict[str, Any], advice: str) -> None:
+    with pytest.raises(InvalidInput, match=f"expected {advice}"):
         Look(**{**vars(FIRST_LOOK), **wrong})
+
+
+def test_a_look_by_few_goes_by_the_most_hopeful_of_them() -> None:
+    untrained = [StructuralNetwork(StructuralSettings(width=8, steps=1)) for _ in range(4)]
+    ensemble = StructuralEnsemble(untrained, {"method": "test", "sha256": "0" * 64, "elements": [11, 17, 29, 79]})
+    crystals = [l1_2("Cu", "Au"), l1_0("Cu", "Au")]
+    energies = ensemble.member_energies(crystals, (0.9, 1.1))
+    first, third = looking(ensemble, replace(FIRST_LOOK, members=3)), looking(ensemble, THIRD_LOOK)
+    np.testing.assert_array_equal(first.member_energies(crystals, (0.9, 1.1)), energies[:3].min(axis=0, keepdims=True))
+    np.testing.assert_array_equal(third.member_energies(crystals, (0.9, 1.1)), energies)
+    assert (first.method, first.model_id, first.elements) == (ensemble.method, ensemble.model_id, ensemble.elements)
+    assert first.calibration is None
+
+
+def test_one_stray_member_loses_no_choice() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.normal(0, 0.3, 4000)
+    members = true + rng.normal(0, 0.01, (10, 4000))
+    best = int(np.argmin(true))
+    members[0, best] += 1.5
+
+    def energies(rows: Sequence[int], look: Look) -> NDArray[np.float64]:
+        over = np.min if look.over_members == "lowest" else np.median
+        return np.asarray(over(members[: look.members][:, list(rows)], axis=0))
+
+    names = [f"X{i}" for i in range(4000)]
+    assert best in passed_looks(energies, names, 20)
+    assert best not in passed_looks(energies, names, 20, looks=[replace(FIRST_LOOK, over_members="median")])
