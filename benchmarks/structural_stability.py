@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
-from gnome.models.calibration import expected_calibration_error
+from gnome.models.calibration import coverage, expected_calibration_error
 from gnome.models.datasets import split_by_formula
 from gnome.models.ensemble import StructuralEnsemble, median_and_spread
 from gnome.models.metrics import best_threshold, bootstrap, f1, mean_absolute_error
@@ -120,10 +120,12 @@ def main() -> None:
     parser.add_argument("--volumes", type=int, default=DEFAULT_SCREENING.n_scales, help="1 leaves the other volumes out")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp8"])
     parser.add_argument(
-        "--above", type=float, default=None, help="probability that counts as stable; the best one for F1 unless given"
+        "--above", type=float, default=None, help="probability that counts as stable; of the validation part the best for F1"
     )
     parser.add_argument("--picture", type=Path, default=None)
     options = parser.parse_args()
+    if options.part == "test" and options.above is None:
+        parser.error("the test part chooses nothing: give --above, which --part validation finds")
     torch.set_float32_matmul_precision("high")
     print(conditions())
     ensemble = StructuralEnsemble.load(options.ensemble, "cuda" if torch.cuda.is_available() else "cpu", options.precision)
@@ -160,6 +162,9 @@ def main() -> None:
         kept["p_stable"] = probabilities
         write_row("structural_stability", model="p_stable", calibration_error=error)
         print(f"expected calibration error of p_stable {error:.4f}")
+        errors, levels = truth.energies - medians, (0.5, 0.68, 0.9, 0.95)
+        inside = [coverage(errors, ensemble.calibration.half_widths(spreads, level)) for level in levels]
+        print("within the intervals of 50, 68, 90, 95 %:", ", ".join(f"{part:.1%}" for part in inside))
         if options.picture is not None:
             draw(probabilities, truth.stable, options.picture)
     if "OUT" in os.environ:

@@ -98,12 +98,17 @@ def main() -> None:
 
     kept: list[Labelled] = []
     lowest: dict[tuple[str, int], float] = {}
-    refused = 0
+    refused, again = 0, 0
+    names: set[str] = set()
     for rows in (wbm_rows(options.source / "wbm"), mp_rows(options.source / "mp")):
         for crystal, label, source, name in rows:
             if not (PLAUSIBLE_E_FORM[0] <= label <= PLAUSIBLE_E_FORM[1] and is_valid(crystal)):
                 refused += 1
                 continue
+            if name in names:  # MPTS-52 has some crystals of MP-20
+                again += 1
+                continue
+            names.add(name)
             kept.append((crystal, label, source, name))
             key = (crystal.reduced_formula, 0)
             lowest[key] = min(label, lowest.get(key, np.inf))
@@ -136,7 +141,7 @@ def main() -> None:
     )
     pq.write_table(table, options.out / "formulas.parquet", compression="zstd")
     pq.write_table(critexam_table(options.source / "composition"), options.out / "critexam.parquet", compression="zstd")
-    print(f"{len(kept)} structures, {len(lowest)} formulas, {refused} rows refused")
+    print(f"{len(kept)} structures, {len(lowest)} formulas, {refused} rows refused, {again} known already")
 
 
 if __name__ == "__main__":

@@ -93,12 +93,19 @@ def run_members(
     where = {
         "torch": str(torch.__version__),
         "device": "CPU" if device == "cpu" else torch.cuda.get_device_name(),
-        "trained_with": " ".join(["python", "data/train_ensembles.py", "SHARDS", "OUT", *sys.argv[3:]]),
+        "trained_with": " ".join(["python", "data/train_ensembles.py", *command_without_paths()]),
     }
     for index, network in zip(indices, networks, strict=True):
         with atomic_write(weights_path(folder, settings, index)) as path:
             torch.save({"weights": network.state_dict(), **where}, path)
         (states / f"member{index}.pt").unlink(missing_ok=True)
+
+
+def command_without_paths() -> list[str]:
+    """Arguments of this run, the two folders named as in the help."""
+    options = read_options()
+    names = {options.shards: "SHARDS", options.out: "OUT"}
+    return [names.get(Path(word), word) for word in sys.argv[1:]]
 
 
 def recipe_key(settings: EnsembleSettings) -> str:

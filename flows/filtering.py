@@ -5,7 +5,8 @@ from typing import Final
 
 import numpy as np
 
-from flows.learning import MAX_CALIBRATION, spread_evenly
+from flows.device import device_of
+from flows.learning import MAX_CALIBRATION, spread_evenly, unrelaxed_examples
 from flows.records import candidate_from, prediction_from, prediction_record
 from flows.rounds import Result, load_candidates, n_pieces, offset_of, round_method, round_model, round_settings
 from flows.settings import RoundSettings
@@ -20,6 +21,8 @@ from pipelines.selection import Acquisition, GreedyAcquisition, Selected, Select
 LOOK_SHARD: Final = 1000
 LOOK_AGAIN_SHARD: Final = 200
 SCREEN_SHARD: Final = 100
+PIECE: Final = {"cpu": 50, "cuda": LOOK_SHARD}
+"""Candidates between two steps of the progress; a GPU needs many at once."""
 
 
 def calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
@@ -29,15 +32,18 @@ def calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
     if model.method == method:
         return {"offset": None, "note": ""}
     known = list(workspace.store.crystals_of(method, before_round=number))
-    known = [stored for stored in known if stored.crystal.n_atoms <= round_settings(workspace, number).max_atoms]
+    settings = round_settings(workspace, number)
+    known = [stored for stored in known if stored.crystal.n_atoms <= settings.max_atoms]
     fitted = spread_evenly(known, MAX_CALIBRATION)
+    before = (row for row in workspace.store.training_rows(method) if row.round is None or row.round < number)
     with workspace.listener.stage("calibrating the ensemble", 1, "fit") as count:
         offset = fit_offset(
             model,
             [stored.crystal for stored in fitted],
             [float(stored.row[Quantity.E_FORM_PER_ATOM]) for stored in fitted],
             method=method,
-            settings=full_filter(round_settings(workspace, number)),
+            settings=full_filter(settings),
+            unrelaxed=unrelaxed_examples(method, before) if settings.acquisition == "stability" else None,
         )
         count()
     return {"offset": offset.to_dict(), "note": offset.note}
@@ -120,7 +126,8 @@ def _screen(
     predictions: list[Prediction] = []
     refusals: dict[str, int] = {}
     with workspace.listener.stage(name, len(candidates), "candidates") as count:
-        for piece in np.array_split(np.arange(len(candidates)), n_pieces(len(candidates), 50)):
+        size = PIECE[device_of(workspace.settings).type]
+        for piece in np.array_split(np.arange(len(candidates)), n_pieces(len(candidates), size)):
             screening = screen([candidates[i] for i in piece], model, hull, settings, offset)
             predictions += screening.predictions
             for refusal in screening.refusals:
@@ -151,11 +158,16 @@ def select_shard(workspace: Workspace, number: int, _shard: int) -> Result:
 
 
 def acquisition_of(workspace: Workspace, number: int) -> Acquisition:
-    """Return the order that the round's settings ask for; the greedy one, and a word, where errors are not known."""
-    if round_settings(workspace, number).acquisition == "greedy":
+    """Return the order that the round's settings ask for; the greedy one, and a word, where errors are not known.
+
+    An ensemble's card knows its errors for cells as they are, an offset those at the round's volumes.
+    """
+    settings = round_settings(workspace, number)
+    if settings.acquisition == "greedy":
         return GreedyAcquisition()
     offset = offset_of(workspace, number)
-    calibration = round_model(workspace, number).calibration if offset is None else offset.calibration
+    own = round_model(workspace, number).calibration if settings.n_scales == 1 else None
+    calibration = own if offset is None else offset.calibration
     if calibration is None:
         workspace.listener.say(
             "The errors of the ensemble's predictions are not known: those deepest below the hull are evaluated."

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.hull_table import read_hull
-from flows.learning import MAX_CALIBRATION, spread_evenly
+from flows.learning import MAX_CALIBRATION, spread_evenly, unrelaxed_examples
 from flows.settings import Settings
 from gnome.database.engine import database_exists
 from gnome.database.store import Store
 from gnome.models.ensemble import StructuralEnsemble
-from gnome.quantities import Quantity
 from gnome.stability.hull import ConvexHull
 from pipelines.offset import Offset
 from pipelines.screening import ScreeningSettings, fit_offset
@@ -46,13 +45,19 @@ def known_phases(
         if found is None or not found[1]:
             return None
         hull = ConvexHull(*found)
-        crystals = [] if hull.method == ensemble.method else list(store.crystals_of(hull.method))
+        rows = [] if hull.method == ensemble.method else list(store.training_rows(hull.method))
     if hull.method == ensemble.method:
         return KnownPhases(hull)
-    usable = [stored for stored in crystals if set(stored.crystal.composition) <= ensemble.elements]
+    usable = [row for row in rows if set(row.crystal.composition) <= ensemble.elements]
     if not usable:
         return None
     fitted = spread_evenly(usable, MAX_CALIBRATION)
-    energies = [float(stored.row[Quantity.E_FORM_PER_ATOM]) for stored in fitted]
-    offset = fit_offset(ensemble, [stored.crystal for stored in fitted], energies, method=hull.method, settings=volumes)
+    offset = fit_offset(
+        ensemble,
+        [row.crystal for row in fitted],
+        [row.e_form_per_atom for row in fitted],
+        method=hull.method,
+        settings=volumes,
+        unrelaxed=unrelaxed_examples(hull.method, rows),
+    )
     return KnownPhases(hull, offset)

@@ -7,7 +7,7 @@ energy) are the training set, but for those with a formula of the shipped valida
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +47,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Retraining:
-    """What a retraining did; errors are those of the filter's prediction on the validation set, eV/atom.
+    """What a retraining did; errors are those of predictions at the volume as it was guessed on the validation set, eV/atom.
 
     `error_before` is that of the ensemble in use with its offset, when it was trained on another method.
     """
@@ -79,14 +79,34 @@ class ValidationSet:
 
 def load_validation(method: str) -> ValidationSet:
     """Load the shipped validation set; raises InvalidInput when it is of another method than the hull's."""
-    path = shipped_data() / "validation.parquet"
-    crystals, columns, metadata = read_shard(path)
-    label = Method.from_dict(metadata["method"]).label
+    label, validation = _shipped_validation()
     if label != method:
         raise InvalidInput(
-            f"{path} holds energies of {label}, the hull is of {method}; retraining needs a validation set of its method"
+            f"{_validation_file()} holds energies of {label}, the hull is of {method}; retraining needs a validation set of its method"
         )
-    return ValidationSet(crystals, np.array(columns[Quantity.E_FORM_PER_ATOM]))
+    return validation
+
+
+def unrelaxed_examples(method: str, rows: Iterable[TrainingRow]) -> tuple[list[Crystal], list[float]]:
+    """Return unrelaxed crystals, and the energies of their relaxed states, that an ensemble of another method cannot have learnt from.
+
+    They are the validation set's; under other methods than its the latest candidates among the rows.
+    """
+    label, validation = _shipped_validation()
+    if label == method:
+        return validation.crystals, validation.e_form_per_atom.tolist()
+    evaluated = [(row.unrelaxed, row.e_form_per_atom) for row in rows if row.unrelaxed is not None]
+    evaluated = evaluated[-MAX_CALIBRATION:]
+    return [crystal for crystal, _ in evaluated], [energy for _, energy in evaluated]
+
+
+def _validation_file() -> Path:
+    return shipped_data() / "validation.parquet"
+
+
+def _shipped_validation() -> tuple[str, ValidationSet]:
+    crystals, columns, metadata = read_shard(_validation_file())
+    return Method.from_dict(metadata["method"]).label, ValidationSet(crystals, np.array(columns[Quantity.E_FORM_PER_ATOM]))
 
 
 def new_answers(workspace: Workspace, method: str) -> int:
@@ -186,7 +206,7 @@ def training_examples(rows: list[TrainingRow], elements: frozenset[int]) -> tupl
 def validation_error(
     model: EnergyModel, validation: ValidationSet, correction: Callable[[dict[int, int]], float] | None = None
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Absolute errors (n,) of the filter's predictions on the validation set, eV/atom; unknown elements count as 1 eV/atom off."""
+    """Absolute errors (n,) on the validation set at the volume as it was guessed, eV/atom; unknown elements count as 1 eV/atom off."""
     known = np.array([set(crystal.composition) <= model.elements for crystal in validation.crystals])
     errors = np.ones(len(known))
     crystals = [crystal for crystal, ok in zip(validation.crystals, known, strict=True) if ok]

@@ -32,7 +32,7 @@ def round_method(workspace: Workspace, number: int) -> str:
 
 def round_model(workspace: Workspace, number: int) -> StructuralEnsemble:
     """Load the ensemble that the round began with, whatever has been promoted since."""
-    return workspace.structural_model(str(workspace.store.round(number).settings["model"]))
+    return workspace.filter_model(str(workspace.store.round(number).settings["model"]))
 
 
 def offset_of(workspace: Workspace, number: int) -> Offset | None:

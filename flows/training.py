@@ -226,7 +226,8 @@ def _check_target(out: Path) -> None:
     for suffix in ("json", "svg"):
         if out.with_suffix(f".scaling.{suffix}").is_dir():
             raise InvalidInput(f"--out {out}: {out.with_suffix(f'.scaling.{suffix}')}, which may be written, is a folder")
-    if out.exists() and not out.with_suffix(".json").exists():
+    stopped = any(_state_folder(out).glob("member*.pt"))  # weights are written before their card
+    if out.exists() and not out.with_suffix(".json").exists() and not stopped:
         raise InvalidInput(f"--out {out}: is there without a card, so it may be something else; choose another name")
     if not log.is_ours():
         raise InvalidInput(

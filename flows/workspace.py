@@ -39,6 +39,7 @@ class Workspace:
     settings: Settings
     evaluator_name: str
     listener: Listener = field(default_factory=Silent)
+    _loaded: dict[str, StructuralEnsemble] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -68,6 +69,12 @@ class Workspace:
         ensemble = StructuralEnsemble.load(self.model_path(record), device_of(self.settings))
         self._check(ensemble.card, record)
         return ensemble
+
+    def filter_model(self, model_id: str) -> StructuralEnsemble:
+        """Load a structural ensemble once, however many shards ask for it; who has it must not train it."""
+        if model_id not in self._loaded:
+            self._loaded[model_id] = self.structural_model(model_id)
+        return self._loaded[model_id]
 
     def formula_model(self, model_id: str | None = None) -> CompositionalEnsemble:
         """Load a compositional ensemble by its id; without one that in use."""

@@ -45,7 +45,7 @@ class Offset:
     """Linear correction from a model's method to another: `intercept` plus the mean of `per_element` over the atoms, eV/atom.
 
     Elements that the fit did not see have 0 in `per_element`.  The errors are mean absolute ones over the `n_crystals` of the
-    fit, before, and after with each crystal left out in turn; `calibration` is learnt from the latter errors and the spreads.
+    fit, before, and after with each crystal left out in turn; `calibration`: how far predictions are off afterwards, if that is known.
     """
 
     model_id: str
@@ -93,9 +93,8 @@ def fit_residuals(
     from_method: str,
     to_method: str,
     ridge: float,
-    spreads: NDArray[np.float64] | None = None,
 ) -> Offset:
-    """Fit an offset to residuals (n,), eV/atom, of known crystals; with their spreads (n,), also what the corrected predictions are off.
+    """Fit an offset to residuals (n,), eV/atom, of known crystals.
 
     Ridge regression on atomic fractions x: minimises sum_i (r_i - b - x_i w)^2 + ridge |w|^2 over the intercept b and the elements' w.
     """
@@ -119,7 +118,6 @@ def fit_residuals(
         n_crystals=len(compositions),
         error_before=float(np.abs(residuals).mean()),
         error_after=float(np.abs(left_out).mean()),
-        calibration=None if spreads is None else ErrorCalibration.fit(left_out, spreads),
     )
 
 

@@ -11,7 +11,7 @@ crystals carries its predictions over; such predictions are labelled with both m
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.errors import InvalidInput
+from gnome.models.calibration import ErrorCalibration
 from gnome.models.energy_model import EnergyModel
 from gnome.models.ensemble import median_and_spread
 from gnome.quantities import PLAUSIBLE_E_FORM
@@ -27,6 +28,8 @@ from pipelines.candidate import Candidate
 from pipelines.offset import Hull, Offset, bridge, fit_residuals
 
 OverVolumes = Literal["mean", "lowest"]
+Labelled = tuple[Sequence[Crystal], Sequence[float]]
+"""Crystals and e_form_per_atom, eV/atom."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +151,14 @@ def fit_offset(
     method: str,
     ridge: float = 1.0,
     settings: ScreeningSettings = DEFAULT_SCREENING,
+    unrelaxed: Labelled | None = None,
 ) -> Offset:
     """Fit what to add to a model's predictions so that they meet `e_forms` (eV/atom) of another method.
 
     The predictions are those of `predict_energies`, so that a bias of taking the lowest of many volumes is absorbed as well.
-    Crystals with elements the model does not know are left out; raises InvalidInput when none is left.
+    Crystals with elements the model does not know are left out; raises InvalidInput when none is left.  What is screened is not relaxed
+    yet, and predictions for that are further off: the offset's calibration is learnt from `unrelaxed` crystals and the energies of their
+    relaxed states, and there is none without.
     """
     known = [i for i, crystal in enumerate(crystals) if set(crystal.composition) <= model.elements]
     if not known:
@@ -160,15 +166,25 @@ def fit_offset(
             f"no offset from {model.method} to {method}: none of {len(crystals)} crystals has only elements of the model"
         )
     predicted = predict_energies(model, [crystals[i] for i in known], settings)
-    return fit_residuals(
+    offset = fit_residuals(
         [crystals[i].composition for i in known],
         np.array([e_forms[i] for i in known]) - predicted.e_form_per_atom,
-        spreads=predicted.spread,
         model_id=model.model_id,
         from_method=model.method,
         to_method=method,
         ridge=ridge,
     )
+    return offset if unrelaxed is None else replace(offset, calibration=_learn_errors(model, offset, unrelaxed, settings))
+
+
+def _learn_errors(
+    model: EnergyModel, offset: Offset, unrelaxed: Labelled, settings: ScreeningSettings
+) -> ErrorCalibration | None:
+    known = [pair for pair in zip(*unrelaxed, strict=True) if set(pair[0].composition) <= model.elements]
+    predicted = predict_energies(model, [crystal for crystal, _ in known], settings)
+    corrections = np.array([offset.correction(crystal.composition) for crystal, _ in known])
+    errors = np.array([energy for _, energy in known]) - predicted.e_form_per_atom - corrections
+    return ErrorCalibration.fit(errors, predicted.spread)
 
 
 def probabilities_stable(

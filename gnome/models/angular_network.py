@@ -166,7 +166,7 @@ class AngularNetwork(nn.Module):
         return at_least_fp32(energies)[:, 0] * self.settings.scale + self.settings.shift
 
     def radial(self, distances: Tensor, batch: GraphBatch) -> Tensor:
-        """Gaussians of the edges (E, n_radial + n_relative), as wide as they lie apart, falling to zero smoothly at the cutoff."""
+        """Gaussians of the edges (E, n_radial + n_relative), about as wide as they lie apart, falling to zero smoothly at the cutoff."""
         cutoff, n = self.settings.cutoff, self.settings.n_radial
         gaussians = torch.exp(-(((distances[:, None] - self.centres) * (n - 1) / cutoff) ** 2))
         if self.radii is not None:

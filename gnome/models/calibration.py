@@ -43,6 +43,8 @@ class ErrorCalibration:
         """Refuse what is no distribution."""
         if not all(type(number) is float and 0 <= number < math.inf for number in vars(self).values()):
             raise ValueError(f"{self}: expected numbers of at least 0")
+        if self.floor == 0 or self.degrees == 0:
+            raise ValueError(f"{self}: expected a floor and degrees above 0")
 
     @classmethod
     def fit(cls, errors: Array, widths: Array) -> Self | None:

@@ -16,7 +16,7 @@ class EnergyModel(Protocol):
 
     @property
     def model_id(self) -> str:
-        """Hash of the weights and their card."""
+        """Hash of the weights."""
         ...
 
     @property
@@ -44,7 +44,7 @@ class FormulaModel(Protocol):
 
     @property
     def model_id(self) -> str:
-        """Hash of the weights and their card."""
+        """Hash of the weights."""
         ...
 
     @property

@@ -6,7 +6,7 @@ one exactly.  The weights of the best validation epoch win.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -34,7 +34,7 @@ class TrainSettings:
     the weights averaged with this decay a step, (1 + steps) / (10 + steps) while that is less; none when 0.
     `volume_jitter`: in training each structure's volume is multiplied by a factor drawn evenly from 1 - jitter to 1 + jitter.
     `position_jitter`: in training atoms are moved by normal numbers of that deviation, angstrom, in each direction.
-    `strain_jitter`: in training each cell is deformed by a symmetric strain of normal numbers of that deviation.
+    `strain_jitter`: in training each cell is deformed by the symmetric part of a strain of normal numbers of that deviation.
     `denoising`: weight, beside the energy's loss, of the relative error in the moves of atoms, for networks that answer these too.
     `fraction_jitter`: in training each amount of a formula is multiplied by exp(jitter times a normal number).
     `precision` "fp8": gradients and moments in eight bits while training, edge blocks in FP8, and linear layers of at least
@@ -61,8 +61,22 @@ class TrainSettings:
     save_every: int = 5
 
     def __post_init__(self) -> None:
-        if not (0 <= self.ema_decay < 1 and 0 <= self.warm_up < 1):
-            raise InvalidInput(f"ema_decay {self.ema_decay} and warm_up {self.warm_up}: expected at least 0 and below 1")
+        below_one = {name: getattr(self, name) for name in ("ema_decay", "warm_up", "volume_jitter")}
+        if not all(0 <= value < 1 for value in below_one.values()):
+            raise InvalidInput(f"{_listed(below_one)}: expected at least 0 and below 1")
+        whole = {name: getattr(self, name) for name in ("epochs", "batch_size", "eval_batch_size", "save_every")}
+        if not all(value >= 1 for value in whole.values()):
+            raise InvalidInput(f"{_listed(whole)}: expected 1 or more of each")
+        rest = ("weight_decay", "position_jitter", "strain_jitter", "denoising", "fraction_jitter")
+        others = {name: getattr(self, name) for name in rest}
+        if not all(value >= 0 for value in others.values()):
+            raise InvalidInput(f"{_listed(others)}: expected at least 0")
+        if not (self.learning_rate > 0 and self.gradient_clip > 0):
+            raise InvalidInput(f"learning_rate {self.learning_rate}, gradient_clip {self.gradient_clip}: expected more than 0")
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 class Inputs(Protocol):

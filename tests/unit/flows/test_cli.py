@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from emt_world import copy_world, known_crystals, l1_2, round_settings, write_folder
@@ -21,6 +22,7 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal, read_crystals
 from gnome.crystals.shards import read_shard
 from gnome.shipped import shipped_data
+from pipelines.screening import EnsembleEnergies
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 SMALL = ["--evaluator", "emt", "--candidates", "60", "--screened", "20", "--budget", "4"]
@@ -270,6 +272,25 @@ def test_predict_refuses_elements_the_ensemble_never_saw(gnome: Gnome, own_folde
     (row,) = gnome("predict", write_folder(own_folder / "rn", {"rn": radon}), "--json").json
     assert "Rn" in row["refused"]
     assert row["e_form_per_atom"] is None
+
+
+@pytest.mark.parametrize(("energy", "spread"), [(float("nan"), 0.0), (-11402.97, 0.1), (-1.0, float("inf"))])
+def test_predict_refuses_absurd_energies(
+    gnome: Gnome, own_folder: Path, monkeypatch: pytest.MonkeyPatch, energy: float, spread: float
+) -> None:
+    monkeypatch.setattr(
+        "flows.predicting.predict_energies",
+        lambda *_: EnsembleEnergies(
+            e_form_per_atom=np.array([energy, -0.1]), spread=np.array([spread, 0.01]), volume_scale=np.ones(2)
+        ),
+    )
+    folder = write_folder(own_folder / "in", {"a": l1_2("Au", "Cu"), "b": l1_2("Cu", "Au")})
+    absurd, good = gnome("predict", folder, "--json").json
+    assert absurd["refused"].startswith("implausible_energy: predicted")
+    assert absurd["e_form_per_atom"] is None
+    assert absurd["p_stable"] is None
+    assert good["refused"] is None
+    assert good["e_form_per_atom"] == -0.1
 
 
 def calibrated(folder: Path) -> Path:

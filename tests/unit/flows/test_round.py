@@ -4,6 +4,7 @@ import json
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from gnome.models.calibration import ErrorCalibration
 from gnome.quantities import NEAR_HULL_TOLERANCE
 from gnome.stability.hull import ConvexHull
 from pipelines.cascade import FIRST_LOOK, SECOND_LOOK
-from pipelines.selection import StabilityAcquisition
+from pipelines.selection import GreedyAcquisition, StabilityAcquisition
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -283,6 +284,20 @@ def test_the_surest_are_evaluated_first_where_that_is_asked_for_and_known(
     else:
         scores = [one.decomposition_energy for one in near]
     assert scores == sorted(scores)
+
+
+def test_errors_for_cells_as_they_are_say_nothing_of_other_volumes(
+    emt_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_world(emt_world, tmp_path)
+    learnt = ErrorCalibration(floor=0.01, factor=5.0, power=1.0, degrees=3.0)
+    monkeypatch.setattr("flows.filtering.offset_of", lambda *_: None)
+    monkeypatch.setattr("flows.filtering.round_model", lambda *_: SimpleNamespace(calibration=learnt))
+    for n_scales, expected in ((1, StabilityAcquisition(calibration=learnt)), (3, GreedyAcquisition())):
+        asked = round_settings(acquisition="stability", n_scales=n_scales)
+        monkeypatch.setattr("flows.filtering.round_settings", lambda *_, asked=asked: asked)
+        with open_workspace(settings_in(tmp_path)) as workspace:
+            assert filtering.acquisition_of(workspace, 1) == expected
 
 
 def test_an_unknown_acquisition_is_refused() -> None:

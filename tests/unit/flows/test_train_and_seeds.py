@@ -156,6 +156,7 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
     log.write_text(
         "".join(log.read_text().splitlines(keepends=True)[:-1]) + '{"member": 0, "epo'
     )  # killed in the middle of a line
+    (tmp_path / "broken.safetensors").write_bytes(b"weights whose card was not written any more")
     resumed = train_files(request(tmp_path / "broken.safetensors"), Silent())
     logs = [(tmp_path / f"{name}.log.jsonl").read_text() for name in ("broken", "unbroken")]
     assert logs[0] == logs[1]

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from gnome.crystals.formula import parse_formula, split_bucket
 from gnome.models.compositional import CompositionalSettings
 from gnome.models.formulas import PackedFormulas
 from gnome.models.recipes import EnsembleSettings
-from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, scaling_run
+from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, scaling_run, scaling_split
 from gnome.models.training import TrainSettings
 
 
@@ -39,3 +40,22 @@ def test_smaller_sets_lie_in_larger_ones_and_take_more_epochs() -> None:
     assert not torch.equal(few.train.targets, other.train.targets)
     assert few.settings.seed != other.settings.seed
     assert few.settings.seed == more.settings.seed
+    assert set(more.train.targets.tolist()) <= set(np.float32(targets[:60]).tolist())
+    assert sorted(more.validation.targets.tolist()) == np.float32(targets[60:80]).tolist()
+
+
+def test_nothing_with_many_elements_is_trained_on_and_nothing_reported_is_chosen_by() -> None:
+    symbols = ["Li", "Na", "K", "Rb", "Mg", "Ca", "Al", "Fe", "O", "F", "Cl", "S"]
+    rng = np.random.default_rng(0)
+    formulas = ["".join(sorted(rng.choice(symbols, n, replace=False))) for n in rng.integers(2, 7, 3000)]
+    train, validation, reported = scaling_split(formulas)
+    bucket = np.array([split_bucket(formula) for formula in formulas])
+    many = np.array([len(parse_formula(formula)) > 4 for formula in formulas])
+    assert not many[train].any()
+    assert not many[validation].any()
+    assert set(bucket[train]) == set(range(55))
+    assert set(bucket[validation]) == set(range(55, 60))
+    seen, unseen = reported["at most 4 elements"], reported["more"]
+    assert not many[seen].any()
+    assert many[unseen].all()
+    assert set(bucket[seen]) == set(bucket[unseen]) == set(range(60, 70))

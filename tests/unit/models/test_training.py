@@ -3,13 +3,14 @@
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_networks import small_network
 from torch import nn
 
-from gnome.errors import InvalidCheckpoint, TrainingDiverged
+from gnome.errors import InvalidCheckpoint, InvalidInput, TrainingDiverged
 from gnome.graphs.crystal_graph import GraphBatch
 from gnome.models.training import Labelled, TrainSettings, epoch_batches, fit, predict
 
@@ -94,10 +95,40 @@ def test_averaged_weights_go_with_the_statistics_of_norms(labelled: Labelled) ->
 
 
 def test_the_best_validation_epoch_wins(labelled: Labelled) -> None:
+    """Of a validation set that wants the opposite of what is learnt an early epoch is the best."""
     network = small_network()
-    history = fit(network, labelled, labelled, replace(SETTINGS, learning_rate=0.03))
-    reached = float((predict(network, labelled.inputs) - labelled.targets).abs().mean())
-    assert reached == pytest.approx(min(record.validation_mae for record in history), rel=1e-4)
+    opposite = Labelled(labelled.inputs, -labelled.targets)
+    history = fit(network, labelled, opposite, replace(SETTINGS, learning_rate=0.03))
+    reached = float((predict(network, opposite.inputs) - opposite.targets).abs().mean())
+    errors = [record.validation_mae for record in history]
+    assert errors.index(min(errors)) < len(errors) - 1
+    assert reached == pytest.approx(min(errors), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"volume_jitter": 1.0},
+        {"strain_jitter": -0.1},
+        {"learning_rate": 0.0},
+        {"warm_up": 1.0},
+        {"gradient_clip": float("nan")},
+    ],
+)
+def test_settings_that_no_training_can_follow_are_refused(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(InvalidInput, match=f"{name} {value}.*expected"):
+        TrainSettings(**wrong)
+
+
+def test_a_rate_rises_and_falls_to_nothing(labelled: Labelled) -> None:
+    history = fit(small_network(), labelled, labelled, replace(SETTINGS, epochs=10, warm_up=0.4))
+    rates = [record.learning_rate for record in history]
+    assert rates[0] < rates[1] < rates[2]
+    assert max(rates) <= SETTINGS.learning_rate
+    assert rates[-1] < 0.1 * SETTINGS.learning_rate
 
 
 def test_training_that_diverges_says_so(labelled: Labelled) -> None:

@@ -8,7 +8,7 @@ from gnome.errors import InvalidInput
 from gnome.models.calibration import ErrorCalibration
 from gnome.stability.hull import ConvexHull, HullEntry
 from pipelines.candidate import Candidate, Lineage
-from pipelines.offset import Offset
+from pipelines.offset import Offset, fit_residuals
 from pipelines.screening import (
     Prediction,
     Refusal,
@@ -219,12 +219,27 @@ def test_an_offset_knows_how_far_it_is_off(rocksalt):
     crystals = [rocksalt(a, b) for a in ("Li", "Na", "K") for b in ("Cl", "Br")] * 20
     rng = np.random.default_rng(0)
     model = ToyEnsemble(depths=(-0.51, -0.5, -0.49))
-    offset = fit_offset(model, crystals, -0.9 + 0.05 * rng.standard_t(4, len(crystals)), method="chgnet")
+    unrelaxed = crystals, (-0.9 + 0.05 * rng.standard_t(4, len(crystals))).tolist()
+    offset = fit_offset(model, crystals, [-0.9] * len(crystals), method="chgnet", unrelaxed=unrelaxed)
     assert Offset.from_dict(offset.to_dict()).calibration == offset.calibration
     found = probabilities_stable(model, hull, predict_energies(model, crystals), [c.composition for c in crystals], offset)
     assert (found > 0.99).all()
     (half,) = set(offset.calibration.half_widths(np.full(1, 0.01)).tolist())
     assert 0.04 < half < 0.08
-    few = fit_offset(model, crystals[:6], [-0.9] * 6, method="chgnet")
+    few = fit_offset(model, crystals, [-0.9] * len(crystals), method="chgnet", unrelaxed=(crystals[:6], [-0.9] * 6))
     assert few.calibration is None
+    unknown = fit_offset(model, crystals, [-0.9] * len(crystals), method="chgnet")
+    assert unknown.calibration is None, "errors for relaxed crystals say little of those for candidates"
     assert probabilities_stable(model, hull, predict_energies(model, crystals[:1]), [crystals[0].composition], few) is None
+
+
+def test_an_offset_tells_the_error_for_crystals_that_were_left_out():
+    rng = np.random.default_rng(0)
+    compositions = [{int(a): 1, int(b): 2} for a, b in (rng.choice([3, 8, 11, 17, 19], 2, replace=False) for _ in range(12))]
+    residuals = rng.normal(0, 0.1, 12)
+    ways = {"model_id": "m", "from_method": "a", "to_method": "b", "ridge": 0.5}
+    errors = []
+    for i in range(12):
+        rest = fit_residuals(compositions[:i] + compositions[i + 1 :], np.delete(residuals, i), **ways)
+        errors.append(abs(residuals[i] - rest.correction(compositions[i])))
+    assert fit_residuals(compositions, residuals, **ways).error_after == pytest.approx(np.mean(errors), rel=1e-6)
