@@ -51,9 +51,12 @@ def predict_command(
 
     gnome predict --formula LiFePO4 Fe2O3 my_formulas.csv
     """
+    if as_json and as_csv:
+        raise InvalidInput("--json and --csv: choose one")
     if formula:
         from flows.predicting_formulas import ENERGIES, predict_formulas  # noqa: PLC0415
 
+        columns: tuple[tuple[str, ...], tuple[str, ...]] = ("formula", *ENERGIES, Quantity.REFUSED), ()
         if volumes != 1:
             raise InvalidInput(f"--volumes {volumes}: a formula has no volume; leave it out with --formula")
         if hull is not None:
@@ -65,22 +68,28 @@ def predict_command(
         if method:
             raise InvalidInput(f"--method {method}: with --formula only; for crystals, --model names other weights")
         from flows.predicting import predict_files  # noqa: PLC0415
+        from flows.progress import Bars  # noqa: PLC0415
 
-        rows = predict_files(Settings(), [Path(file) for file in files], model=model, volumes=volumes, hull=hull)
-    names: tuple[str, ...] = (Quantity.ID, Quantity.REDUCED_FORMULA, *CRYSTAL_COLUMNS, Quantity.REFUSED)
-    if formula:
-        names = ("formula", *ENERGIES, Quantity.REFUSED)
-    if as_json and as_csv:
-        raise InvalidInput("--json and --csv: choose one")
+        names = (Quantity.ID, Quantity.REDUCED_FORMULA, *CRYSTAL_COLUMNS, Quantity.REFUSED)
+        columns = names, (Quantity.E_FORM_UNCERTAINTY, "hull")
+        given, listener = [Path(file) for file in files], Bars(make_console(stderr=True))
+        rows = predict_files(Settings(), given, model=model, volumes=volumes, hull=hull, listener=listener)
+    _print_predictions(rows, as_json=as_json, as_csv=as_csv, columns=columns)
+    if not (formula or as_json or as_csv):
+        _print_what_stable_means(rows, volumes)
+
+
+def _print_predictions(
+    rows: list[dict[str, Any]], *, as_json: bool, as_csv: bool, columns: tuple[tuple[str, ...], tuple[str, ...]]
+) -> None:
+    """Print rows; `columns` of a table, and those that a CSV has beside them."""
+    names, more = columns
     if as_json:
         print_json(rows)
     elif as_csv:
-        more = () if formula else (Quantity.E_FORM_UNCERTAINTY, "hull")
         _write_csv(rows, ("input", *names, *more, Quantity.METHOD, "model"))
     else:
         _print_rows(rows, names)
-        if not formula:
-            _print_what_stable_means(rows, volumes)
 
 
 @app.command("evaluate")
@@ -113,7 +122,9 @@ def evaluate_command(
 
 def _print_what_stable_means(rows: list[dict[str, Any]], volumes: int) -> None:
     if hulls := sorted({str(row["hull"]) for row in rows if row["hull"]}):
-        make_console().print(f"p_stable: of lying on or below the hull of known phases under {', '.join(hulls)}")
+        make_console().print(
+            f"p_stable: of lying on or below the hull of known phases under {', '.join(hulls)}; a phase that is on it itself has about 0.5"
+        )
     if reasons := {_why_no_probability(row, volumes) for row in rows} - {""}:
         make_console().print(f"no p_stable where {'; or '.join(sorted(reasons))}")
 
@@ -160,7 +171,7 @@ def train_command(
     out: Annotated[Path, typer.Option(help="Where the weights go; the card is written beside them.")] = Path(
         "ensemble.safetensors"
     ),
-    method: Annotated[str, typer.Option(help="Label of the method behind the energies.")] = "",
+    method: Annotated[str, typer.Option(help="Label of the method behind the energies; needed.")] = "",
     network: Annotated[
         str | None, typer.Option(help="Of a structural ensemble: angular, also when not given, or gnome, GNoME's.")
     ] = None,
@@ -180,7 +191,10 @@ def train_command(
         typer.Option("--scaling-law", help="Measure instead how the error of one network falls with the number of crystals."),
     ] = False,
     smallest: Annotated[
-        int | None, typer.Option(help=f"With --scaling-law: the smallest of six training sets, {SMALLEST} unless given.")
+        int | None,
+        typer.Option(
+            help=f"With --scaling-law: the smallest of six training sets, {SMALLEST} unless given; three runs each, of 2,000 steps or more."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

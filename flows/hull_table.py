@@ -65,7 +65,8 @@ def _entry(row: _Row, method: str) -> HullEntry:
     composition = parse_formula(row.formula)
     if len(composition) == 1 and energy < -_ELEMENT_TOLERANCE:
         raise InvalidInput(
-            f"{row.formula} has a formation energy of {energy:g} eV/atom, an element's is 0; are these total energies?"
+            f"{row.formula} has a formation energy of {energy:g} eV/atom, an element's is 0; are these total energies? "
+            "If not, leave the row out"
         )
     return HullEntry(id=row.place, composition=composition, e_form_per_atom=energy)
 

@@ -58,7 +58,7 @@ def read_rows(files: Sequence[Path]) -> tuple[list[Row], list[tuple[Row, Crystal
 
 
 def predict_files(
-    settings: Settings, files: Sequence[Path], *, model: Path | None, volumes: int, hull: Path | None = None
+    settings: Settings, files: Sequence[Path], *, model: Path | None, volumes: int, hull: Path | None, listener: Listener
 ) -> list[Row]:
     """Predict every crystal of the files under the method of the model's labels, and whether it is stable against known phases.
 
@@ -69,8 +69,8 @@ def predict_files(
         raise InvalidInput(f"--volumes {volumes}: expected an odd number, so that the cell as it is is one of them")
     ensemble = StructuralEnsemble.load(model or current_weights(settings, "structural"), device_of(settings))
     scales = AS_GUESSED if volumes == 1 else ScreeningSettings(n_scales=volumes)
-    phases = known_phases(settings, ensemble, hull, scales)
     rows, usable = read_rows(files)
+    phases = known_phases(settings, ensemble, hull, scales, listener)
     known = []
     for row, crystal in usable:
         if lacking := sorted(set(crystal.composition) - ensemble.elements):

@@ -49,7 +49,10 @@ class ScalingSettings:
         """Numbers of examples out of n; raises InvalidInput where they are too few to tell apart."""
         sizes = [round(size) for size in np.geomspace(self.smallest, max(n, self.smallest), self.sizes)]
         if n <= self.smallest * self.sizes or len(set(sizes)) < self.sizes:
-            raise InvalidInput(f"{n} training examples are too few for {self.sizes} sizes from {self.smallest} up")
+            raise InvalidInput(
+                f"{n} training examples are too few for {self.sizes} sizes from {self.smallest} up: "
+                f"choose a smallest below {n / self.sizes:.0f}"
+            )
         return sizes
 
 

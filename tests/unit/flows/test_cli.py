@@ -16,6 +16,7 @@ import pytest
 import typer
 from emt_world import copy_world, known_crystals, l1_2, round_settings, write_folder
 
+from flows import known_phases
 from flows.cli import app, main
 from flows.hull_table import read_hull
 from gnome.crystals.crystal import Crystal
@@ -348,6 +349,25 @@ def test_predict_judges_by_the_crystals_of_the_database(
         assert rows[0]["hull"].startswith("emt")
         assert 0 < rows[0]["p_stable"] < 1
         assert (rows[0]["e_form_uncertainty"] is None) == bool(more)
+
+
+def test_predict_fits_an_offset_once_and_anew_where_what_it_left_is_damaged(
+    gnome: Gnome, database: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gnome.models.calibration.MIN_EXAMPLES", 5)
+    fitted: list[str] = []
+    fit_offset = known_phases.fit_offset
+    monkeypatch.setattr(
+        "flows.known_phases.fit_offset", lambda *given, **options: fitted.append("one") or fit_offset(*given, **options)
+    )
+    folder = write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")})
+    first, second = (gnome("predict", folder, "--json").json for _ in range(2))
+    assert (first, len(fitted)) == (second, 1)
+    (kept,) = database.parent.rglob("offsets/*.json")
+    kept.write_text("{")
+    assert gnome("predict", folder, "--json").json == first
+    assert gnome("predict", folder, "--json").json == first
+    assert len(fitted) == 2
 
 
 def test_a_hull_table_is_read_as_text_packed_or_not(own_folder: Path) -> None:

@@ -395,7 +395,7 @@ def test_too_few_crystals_for_a_scaling_law(capfd: pytest.CaptureFixture[str], s
     with pytest.raises(SystemExit) as ended:
         main(["train", "structural", str(shard), "--method", "m", "--scaling-law"])
     assert ended.value.code == 2
-    assert "too few for 6 sizes from 1000 up" in capfd.readouterr().err
+    assert "too few for 6 sizes from 1000 up: choose a smallest below" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("label", [True, "-1.0", [0.5], None])
