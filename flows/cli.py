@@ -84,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write("gnome: " + " ".join(_line_of(error).split()) + "\n")
         bad_usage = isinstance(error, InvalidInput | ValidationError | TOMLDecodeError | UnicodeError)
         raise SystemExit(2 if bad_usage else 1) from None
+    except MemoryError as error:
+        sys.stderr.write(
+            f"gnome: memory does not suffice ({' '.join(str(error).split())[:120]}); give fewer or smaller crystals at once\n"
+        )
+        raise SystemExit(1) from None
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
             sys.stderr.write("\ngnome: interrupted; what was kept is taken up when the same command is run again\n")

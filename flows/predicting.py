@@ -57,6 +57,10 @@ def read_rows(files: Sequence[Path]) -> tuple[list[Row], list[tuple[Row, Crystal
     return rows, usable
 
 
+MOST_VOLUMES = 999
+"""Volumes of a prediction; GNoME's are 20."""
+
+
 def predict_files(
     settings: Settings, files: Sequence[Path], *, model: Path | None, volumes: int, hull: Path | None, listener: Listener
 ) -> list[Row]:
@@ -65,8 +69,10 @@ def predict_files(
     What is known of the ensemble's errors holds for cells as they are: with several volumes, and no offset fitted at these, neither
     uncertainties nor probabilities are given.
     """
-    if volumes < 1 or volumes % 2 == 0:
-        raise InvalidInput(f"--volumes {volumes}: expected an odd number, so that the cell as it is is one of them")
+    if not 1 <= volumes <= MOST_VOLUMES or volumes % 2 == 0:
+        raise InvalidInput(
+            f"--volumes {volumes}: expected an odd number up to {MOST_VOLUMES}, so that the cell as it is is one of them"
+        )
     ensemble = StructuralEnsemble.load(model or current_weights(settings, "structural"), device_of(settings))
     scales = AS_GUESSED if volumes == 1 else ScreeningSettings(n_scales=volumes)
     rows, usable = read_rows(files)

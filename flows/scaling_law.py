@@ -19,7 +19,8 @@ from gnome.models.metrics import Array
 from gnome.models.ranks import Ranks
 from gnome.models.recipes import EnsembleSettings
 from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, reported_errors, scaling_run, scaling_split
-from gnome.models.training import fit
+from gnome.models.training import Inputs, fit
+from gnome.models.training_state import add_examples
 
 Point = dict[str, Any]
 
@@ -44,7 +45,7 @@ def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listene
         raise InvalidInput(
             f"{scaling_file(request.out, 'json')}: is no measurement of this kind and would be lost; choose another --out"
         )
-    key = _digest(recipe, scaling, read.formulas, read.targets)
+    key = _digest(recipe, scaling, read.formulas, read.inputs, read.targets)
     points = _known_points(request.out, key)
     n_reported = {name: len(rows) for name, rows in reported.items()}
     with listener.stage("training", len(sizes) * scaling.seeds - len(points), "runs") as count:
@@ -63,10 +64,10 @@ def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listene
     return law
 
 
-def _digest(recipe: EnsembleSettings, scaling: ScalingSettings, formulas: Sequence[str], targets: Array) -> str:
+def _digest(recipe: EnsembleSettings, scaling: ScalingSettings, formulas: Sequence[str], inputs: Inputs, targets: Array) -> str:
     """Name a measurement by all that decides it."""
     digest = hashlib.sha256(json.dumps([asdict(recipe), asdict(scaling), list(formulas)]).encode())
-    digest.update(targets.tobytes())
+    add_examples(digest, inputs, torch.from_numpy(targets))
     return digest.hexdigest()[:16]
 
 

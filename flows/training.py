@@ -77,6 +77,8 @@ class TrainRequest:
         if self.out.suffix != ".safetensors":
             raise InvalidInput(f"--out {self.out}: the name of weights ends in .safetensors")
         _check_target(self.out)
+        if twice := sorted({str(file) for file in self.files if sum(file.resolve() == one.resolve() for one in self.files) > 1}):
+            raise InvalidInput(f"{', '.join(twice)}: given more than once; its examples would count twice")
         for name, most in (("members", 1000), ("width", 8192), ("epochs", 1_000_000), ("batch_size", 1_000_000)):
             if not 1 <= getattr(self, name) <= most:
                 raise InvalidInput(f"{name} is {getattr(self, name)}, expected 1 to {most}")

@@ -133,10 +133,17 @@ def _tables(text: str) -> list[Mapping[str, Any]]:
 
 
 def _check_table(table: Mapping[str, Any]) -> None:
-    """Refuse what pymatgen would read as something else: negative lengths, isotopes, and operations that are no symmetry of the cell."""
+    """Refuse what pymatgen would read as something else.
+
+    These are lengths and angles that are none, sites that it leaves out or puts at 0, isotopes, and operations that are no symmetry of the
+    cell.
+    """
     lengths, angles = ([_number(table.get(f"_cell_{what}", "")) for what in names] for names in _CELL)
     if any(length is not None and length <= 0 for length in lengths):
         raise InvalidCrystal("malformed", f"cell lengths are {lengths}, expected positive ones")
+    if any(angle is not None and not 0 < angle < _STRAIGHT for angle in angles):
+        raise InvalidCrystal("malformed", f"cell angles are {angles}, expected between 0 and 180 degrees")
+    _check_sites(table)
     symbols = table.get("_atom_site_type_symbol", [])
     for symbol in symbols if isinstance(symbols, list) else [symbols]:
         if re.match(r"\d+[A-Z]", symbol):
@@ -147,6 +154,25 @@ def _check_table(table: Mapping[str, Any]) -> None:
     for operation in _listed_operations(table):
         if not _is_symmetry(operation, metric):
             raise InvalidCrystal("malformed", f"{operation[:60]!r} is no symmetry operation of the cell")
+
+
+_STRAIGHT: Final = 180.0
+
+
+def _check_sites(table: Mapping[str, Any]) -> None:
+    """Refuse sites of no occupancy, which pymatgen drops, and coordinates that are not given, which it takes for 0."""
+    for occupancy in _listed(table.get("_atom_site_occupancy", [])):
+        number = _number(occupancy)
+        if occupancy.strip() == "." or (number is not None and number <= 0):
+            raise InvalidCrystal("disordered", f"a site has the occupancy {occupancy!r}, expected 1; give an ordered crystal")
+    for kind in ("fract", "Cartn"):
+        for axis in "xyz":
+            if any(value.strip() == "." for value in _listed(table.get(f"_atom_site_{kind}_{axis}", []))):
+                raise InvalidCrystal("malformed", f"a site has no _atom_site_{kind}_{axis} but '.'; write the coordinate")
+
+
+def _listed(entry: Any) -> list[str]:
+    return [str(value) for value in entry] if isinstance(entry, list) else [str(entry)]
 
 
 _CELL: Final = (("length_a", "length_b", "length_c"), ("angle_alpha", "angle_beta", "angle_gamma"))

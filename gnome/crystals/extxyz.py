@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 import ase.io
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
 
 from gnome.crystals.convert import from_atoms
 from gnome.crystals.crystal import Crystal
@@ -48,7 +51,7 @@ Block = tuple[int, list[str]] | InvalidCrystal
 
 def read_blocks(path: Path, *, max_atoms: int, max_line: int) -> Iterator[Block]:
     """Yield the blocks of a file; lines are cut at `max_line` characters."""
-    with path.open(encoding="utf-8", errors="strict") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:  # a byte that is no text costs its own block
         lines = _Lines(file, max_line)
         while header := lines.next():
             if not header.strip():
@@ -81,8 +84,31 @@ def crystal_of(n_atoms: int, lines: list[str]) -> tuple[Crystal, dict[str, Any]]
     """Read one block; returns the crystal and what stands beside it."""
     if not lines[-1].strip():
         raise InvalidCrystal("truncated", f"{n_atoms} atoms are announced, fewer are there; the file is cut short")
+    if any("\udc80" <= character <= "\udcff" for line in lines for character in line):
+        raise InvalidCrystal("malformed", "holds text that is not UTF-8; save the file as UTF-8")
     atoms = ase.io.read(io.StringIO(f"{n_atoms}\n{''.join(lines)}"), format="extxyz")
+    _check_columns(atoms, lines)
     fields: dict[str, Any] = {str(name): value for name, value in atoms.info.items() if isinstance(value, str | int | float)}
     if atoms.calc is not None and "energy" in atoms.calc.results:
         fields[Quantity.ENERGY_PER_ATOM] = float(atoms.calc.results["energy"]) / n_atoms
     return from_atoms(atoms), fields
+
+
+def _check_columns(atoms: Atoms, lines: list[str]) -> None:
+    """Refuse sites that are not occupied once, and elements of which two columns say different things."""
+    for name, values in atoms.arrays.items():
+        if name.lower() in {"occupancy", "occupancies", "occ"} and not np.allclose(values, 1.0):
+            raise InvalidCrystal("disordered", f"the column {name} holds other occupancies than 1; give an ordered crystal")
+    columns = _PROPERTIES.search(lines[0])
+    places, start = {}, 0
+    for name, width in re.findall(r"([^:]+):[A-Z]:(\d+):?", columns[1] if columns else ""):
+        places[name], start = start, start + int(width)
+    if {"species", "Z"} <= places.keys():
+        for line in lines[1:]:
+            words = line.split()
+            symbol, number = words[places["species"]], words[places["Z"]]
+            if not number.isdecimal() or int(number) >= len(chemical_symbols) or chemical_symbols[int(number)] != symbol:
+                raise InvalidCrystal("malformed", f"the columns species and Z disagree: {symbol} and {number}; keep one")
+
+
+_PROPERTIES: Final = re.compile(r'Properties="?([^\s"]+)')

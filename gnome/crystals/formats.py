@@ -131,6 +131,8 @@ def _item(
         _check_energies(fields, limits)
     except InvalidCrystal as error:
         return Refusal(label=label, reason=error.reason, message=" ".join(str(error).split()))
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a library raises over a file is the file's fault, and costs this structure alone
         text = " ".join(str(error).split())[:200] or type(error).__name__
         return Refusal(label=label, reason="malformed", message=f"cannot be read ({text}); check the file")

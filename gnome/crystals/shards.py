@@ -39,7 +39,7 @@ def write_shard(
         arrays[str(name)] = pa.array(values)
     table = pa.table(arrays).replace_schema_metadata({b"gnome": json.dumps(dict(metadata or {})).encode()})
     with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_shard(path: Path) -> tuple[list[Crystal], dict[str, list[Any]], dict[str, Any]]:
@@ -48,8 +48,10 @@ def read_shard(path: Path) -> tuple[list[Crystal], dict[str, list[Any]], dict[st
     Raises InvalidInput when the file is missing, is no Parquet file, or lacks the structure columns.
     """
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise InvalidInput(f"{path}: no such file") from None
+    except (OSError, pa.ArrowException) as error:
         raise InvalidInput(f"{path}: cannot be read as Parquet ({error})") from None
     if missing := [name for name in _STRUCTURE_COLUMNS if name not in table.column_names]:
         raise InvalidInput(f"{path}: no column {', '.join(missing)}; not a shard of crystals")

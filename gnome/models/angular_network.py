@@ -21,7 +21,7 @@ from gnome.graphs.crystal_graph import GraphBatch
 from gnome.graphs.harmonics import spherical_harmonics
 from gnome.models.element_features import COVALENT_RADII, ELEMENT_FEATURES
 from gnome.models.graph_network import segment_sum
-from gnome.models.label_scale import check_label_scale
+from gnome.models.label_scale import check_label_scale, check_shape
 from gnome.models.linear import at_least_fp32, make_linear
 
 RELATIVE_RANGE = (0.6, 2.4)
@@ -56,6 +56,7 @@ class AngularSettings:
 
     def __post_init__(self) -> None:
         check_label_scale((self.scale,), (self.shift,))
+        check_shape(cutoff=self.cutoff, width=self.width, steps=self.steps, n_radial=self.n_radial)
         if self.n_relative == 1 or self.n_relative < 0:
             raise InvalidInput(f"n_relative is {self.n_relative}, expected 0, or 2 or more")
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from gnome.atomic_write import atomic_write
+from gnome.crystals.elements import MAX_ATOMIC_NUMBER
 from gnome.errors import InvalidCheckpoint, InvalidInput
 from gnome.models.angular_network import AngularNetwork, AngularSettings
 from gnome.models.compositional import CompositionalNetwork, CompositionalSettings
@@ -134,8 +135,10 @@ def read_card(path: Path) -> dict[str, Any]:
     if missing:
         raise InvalidCheckpoint(f"{card_path}: not a card, it lacks {', '.join(sorted(missing))}")
     elements = card["elements"]
-    if not isinstance(elements, list) or not all(isinstance(z, int) for z in elements):
+    if not isinstance(elements, list) or not all(type(z) is int and 1 <= z <= MAX_ATOMIC_NUMBER for z in elements):
         raise InvalidCheckpoint(f"{card_path}: elements is {str(elements)[:60]!r}, expected atomic numbers")
+    if not isinstance(card["method"], str) or not card["method"].strip():
+        raise InvalidCheckpoint(f"{card_path}: method is {str(card['method'])[:60]!r}, expected its label")
     if card.get("card_version") != CARD_VERSION:
         raise InvalidCheckpoint(f"{card_path}: card version {card.get('card_version')!r}, this program reads {CARD_VERSION}")
     return dict(card)

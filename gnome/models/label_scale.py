@@ -22,3 +22,16 @@ def require_label_scale(settings: Mapping[str, Any], fields: Collection[str]) ->
     missing = [name for name in ("scale", "shift", "scales", "shifts") if name in fields and name not in settings]
     if missing:
         raise InvalidInput(f"{', '.join(missing)} must be named")
+
+
+MOST_CUTOFF = 20.0
+"""Angstrom; no network of ours reaches as far, and graphs grow with the third power."""
+
+
+def check_shape(*, cutoff: float, **sizes: int) -> None:
+    """Refuse a network that nothing can be predicted with."""
+    if not 0 < cutoff <= MOST_CUTOFF:
+        raise InvalidInput(f"cutoff is {cutoff}, expected more than 0 and at most {MOST_CUTOFF:g} angstrom")
+    for name, size in sizes.items():
+        if size < 1:
+            raise InvalidInput(f"{name} is {size}, expected 1 or more")

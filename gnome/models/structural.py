@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gnome.crystals.elements import MAX_ATOMIC_NUMBER
 from gnome.graphs.crystal_graph import GraphBatch
 from gnome.models.graph_network import GraphNetworkBlock, State, Topology
-from gnome.models.label_scale import check_label_scale
+from gnome.models.label_scale import check_label_scale, check_shape
 from gnome.models.linear import at_least_fp32, make_linear
 
 GAUSSIAN_WIDTH = 0.5
@@ -34,6 +34,9 @@ class StructuralSettings:
 
     def __post_init__(self) -> None:
         check_label_scale((self.scale,), (self.shift,))
+        check_shape(
+            cutoff=self.cutoff, width=self.width, mlp_layers=self.mlp_layers, steps=self.steps, n_gaussians=self.n_gaussians
+        )
 
 
 class StructuralNetwork(nn.Module):

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +53,20 @@ def read_state(path: Path, device: torch.device, key: str) -> Iterator[dict[str,
     Raises InvalidCheckpoint when the file is damaged, was saved by another run than `key` names, or does not fit within the context.
     """
     try:
+        _check_bytes(path)
         state = torch.load(path, map_location=device, weights_only=True)
         if state["run"] != key:
             raise InvalidCheckpoint(f"{path} was saved by a run with other settings or data; delete it to start anew")
         yield state
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, UnpicklingError) as error:
+    except UnpicklingError as error:  # torch's message advises to read it unsafely
+        raise InvalidCheckpoint(f"{path} cannot be resumed (it holds what no state does); delete it to start anew") from error
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         reason = str(error).split("\n", 1)[0][:200]
         raise InvalidCheckpoint(f"{path} cannot be resumed ({reason}); delete it to start anew") from error
+
+
+def _check_bytes(path: Path) -> None:
+    """Compare the file with its own checksums, which torch does not."""
+    with ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise InvalidCheckpoint(f"{path} is damaged ({damaged} is not as it was written); delete it to start anew")

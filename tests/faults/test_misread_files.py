@@ -50,6 +50,58 @@ def test_a_space_group_is_understood_or_refused(tmp_path: Path, group: str, n_at
     assert "is not understood" in item.message
 
 
+def with_occupancies(*occupancies: str) -> str:
+    text = CIF.format(group="").replace("_atom_site_fract_z\n", "_atom_site_fract_z\n_atom_site_occupancy\n")
+    for site, occupancy in zip(("Na1 Na 0 0 0", "Cl1 Cl 0.5 0 0"), occupancies, strict=True):
+        text = text.replace(site, f"{site} {occupancy}")
+    return text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (with_occupancies("1", "1.0"), ""),
+        (with_occupancies("1", "?"), ""),
+        (with_occupancies("1", "."), "disordered"),
+        (with_occupancies("0", "1"), "disordered"),
+        (with_occupancies("1", "-0.3"), "disordered"),
+        (CIF.format(group="").replace("Cl 0.5 0 0", "Cl 0.5 . 0"), "malformed"),
+        (CIF.format(group="").replace("_alpha 90", "_alpha -80"), "malformed"),
+        (CIF.format(group="").replace("_gamma 90", "_gamma 440"), "malformed"),
+    ],
+)
+def test_sites_and_angles_that_pymatgen_reads_as_others_are_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "a.cif").write_text(text)
+    (item,) = read_crystals(tmp_path / "a.cif")
+    assert getattr(item, "reason", "") == reason
+    if isinstance(item, ReadCrystal):
+        assert item.crystal.n_atoms == 2
+
+
+def frame(properties: str, *atoms: str, more: str = "") -> str:
+    return f'{len(atoms)}\nLattice="4 0 0 0 4 0 0 0 4" Properties={properties} pbc="T T T"{more}\n' + "\n".join(atoms) + "\n"
+
+
+PLAIN = frame("species:S:1:pos:R:3", "Cs 0 0 0", "Cl 2 2 2")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (frame("species:S:1:pos:R:3:occupancy:R:1", "Na 0 0 0 0.5", "Cl 2 2 2 1"), "disordered"),
+        (frame("species:S:1:pos:R:3:Z:I:1", "Na 0 0 0 19", "Cl 2 2 2 35"), "malformed"),
+        (frame("species:S:1:pos:R:3", "Na 0 0 0", "Cl 2 2 2", more=" author=Andr\udce9"), "malformed"),
+    ],
+)
+def test_frames_that_ase_reads_as_others_cost_themselves_alone(tmp_path: Path, wrong: str, reason: str) -> None:
+    fine = frame("species:S:1:pos:R:3:occupancy:R:1:Z:I:1", "Na 0 0 0 1.0 11", "Cl 2 2 2 1.0 17")
+    (tmp_path / "a.extxyz").write_text("\ufeff" + PLAIN + wrong + fine, errors="surrogateescape")
+    first, second, third = read_crystals(tmp_path / "a.extxyz")
+    assert isinstance(first, ReadCrystal)
+    assert getattr(second, "reason", "") == reason
+    assert isinstance(third, ReadCrystal)
+
+
 def block(announced: int, *atoms: str) -> str:
     lattice = 'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 pbc="T T T"'
     return f"{announced}\n{lattice}\n" + "".join(f"{atom} {2 * i} {2 * i} {2 * i}\n" for i, atom in enumerate(atoms))

@@ -14,7 +14,7 @@ from gnome.crystals.convert import from_structure
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
 from gnome.crystals.identity import same_crystal
-from gnome.crystals.shards import write_shard
+from gnome.crystals.shards import read_shard, write_shard
 from gnome.crystals.writers import write_crystals
 from gnome.errors import InvalidInput
 
@@ -101,6 +101,24 @@ def test_a_shard_is_read_row_by_row(tmp_path: Path, items: list[ReadCrystal]) ->
     assert (first.label, first.fields["e_form_per_atom"], third.crystal) == ("a", -2.0, items[1].crystal)
     assert isinstance(second, Refusal)
     assert (second.label, second.reason) == ("b", "not_finite")
+
+
+def test_a_flipped_bit_in_a_shard_is_noticed(tmp_path: Path, items: list[ReadCrystal]) -> None:
+    path = tmp_path / "s.parquet"
+    write_shard(path, [item.crystal for item in items] * 50)
+    whole, crystals = path.read_bytes(), read_shard(path)[0]
+    noticed = 0
+    for place in range(4, len(whole), len(whole) // 100):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        try:
+            found = read_shard(path)[0]
+        except InvalidInput:
+            noticed += 1
+        else:
+            assert found == crystals, "what is not noticed has changed nothing"
+    assert noticed > 20
 
 
 def test_symmetry_in_a_cif_is_expanded(tmp_path: Path) -> None:

@@ -386,9 +386,23 @@ def test_a_scaling_law_goes_on_where_it_was_interrupted(shard: Path, monkeypatch
     assert calls == 4
     assert law["points"][0] == first[0]
     assert [point["n_train"] for point in law["points"]] == settings.training_sizes(law["points"][-1]["n_train"])
+    measure_scaling_law(request, settings, Silent())
+    assert calls == 4, "all of it is known"
+    crystals, columns, metadata = read_shard(shard)
+    write_shard(Path("larger.parquet"), [crystal.scaled(1.3) for crystal in crystals], columns, metadata)
+    measure_scaling_law(replace(request, files=(Path("larger.parquet"),)), settings, Silent())
+    assert calls == 7, "of other structures nothing is"
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InvalidInput, match="one process"):
         measure_scaling_law(request, settings, Silent())
+
+
+def test_a_file_that_is_given_twice_is_refused(capfd: pytest.CaptureFixture[str], shard: Path) -> None:
+    Path("link.parquet").symlink_to(shard)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "structural", str(shard), "link.parquet", "--method", "m"])
+    assert ended.value.code == 2
+    assert "given more than once" in capfd.readouterr().err
 
 
 def test_too_few_crystals_for_a_scaling_law(capfd: pytest.CaptureFixture[str], shard: Path) -> None:

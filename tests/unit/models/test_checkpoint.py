@@ -140,6 +140,13 @@ def test_a_file_with_one_changed_byte_is_refused(saved: Path) -> None:
         ({"settings": {"width": 16, "steps": 2, "scale": 1e300, "shift": 0.0}}, "scales"),
         ({"settings": {"width": 16, "steps": 2, "scale": 1.0, "shift": float("nan")}}, "scales"),
         ({"settings": {"width": 16, "steps": 2, "scale": 10**400, "shift": 0.0}}, "do not fit"),
+        ({"settings": {"width": 16, "steps": 2, "scale": 1.0, "shift": 0.0, "cutoff": float("nan")}}, "cutoff is nan"),
+        ({"settings": {"width": 16, "steps": 2, "scale": 1.0, "shift": 0.0, "cutoff": -1.0}}, "cutoff is -1"),
+        ({"settings": {"width": 0, "steps": 2, "scale": 1.0, "shift": 0.0}}, "width is 0"),
+        ({"elements": [11, 200]}, "expected atomic numbers"),
+        ({"elements": [True, 11]}, "expected atomic numbers"),
+        ({"method": None}, "expected its label"),
+        ({"method": " "}, "expected its label"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(saved: Path, change: dict[str, object], complaint: str) -> None:

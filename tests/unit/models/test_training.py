@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -146,6 +147,15 @@ def test_a_state_of_another_run_or_a_damaged_one_is_refused(labelled: Labelled, 
     others = replace(labelled, targets=labelled.targets + 1.0)
     with pytest.raises(InvalidCheckpoint, match="or data"):
         fit(small_network(), others, labelled, SETTINGS, state_path=path)
-    path.write_bytes(path.read_bytes()[:1000])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
     with pytest.raises(InvalidCheckpoint, match="cannot be resumed"):
+        fit(small_network(), labelled, labelled, SETTINGS, state_path=path)
+    path.write_bytes(whole)
+    with ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda part: part.file_size)
+    flipped = bytearray(whole)
+    flipped[largest.header_offset + 200 + largest.file_size // 2] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(InvalidCheckpoint, match="is damaged"):
         fit(small_network(), labelled, labelled, SETTINGS, state_path=path)
