@@ -18,7 +18,7 @@ from gnome.errors import InvalidInput
 
 GENERATORS = ("structural", "compositional", "both")
 ACQUISITIONS = ("greedy", "stability")
-LOOKED_AGAIN_PER_EVALUATION, SCREENED_PER_EVALUATION = 15, 5
+LOOKED_AGAIN_PER_EVALUATION, SCREENED_PER_EVALUATION = 10, 3
 """What the looks of `pipelines.cascade` keep; named here too because settings must not wait for torch."""
 
 

@@ -103,6 +103,20 @@ def test_a_look_by_few_goes_by_the_most_hopeful_of_them() -> None:
     assert first.calibration is None
 
 
+def test_a_structure_that_few_members_put_below_another_of_its_composition_loses_no_choice() -> None:
+    names = [f"X{i // 2}" for i in range(400)]
+    true = np.arange(400) / 200 - 1.0  # of X0 the first is the best
+    few, (first, second) = true.copy(), (0, 1)
+    few[first] += 0.15
+    assert few[second] < few[first] - 0.1
+
+    def energies(rows: Sequence[int], look: Look) -> NDArray[np.float64]:
+        return (few if look.over_members == "lowest" else true)[list(rows)]
+
+    assert first in passed_looks(energies, names, 5)
+    assert first not in passed_looks(energies, names, 5, looks=[replace(look, within=0.1) for look in LOOKS])
+
+
 def test_one_stray_member_loses_no_choice() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(0, 0.3, 4000)
