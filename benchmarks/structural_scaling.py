@@ -25,7 +25,7 @@ from training_runs import Prepared, Row, train_jobs
 from gnome.crystals.shards import read_shard
 from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.recipes import STRUCTURE_RECIPES, EnsembleSettings, varied
-from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, reported_errors, scaling_run, scaling_split
+from gnome.models.scaling import PowerLaw, ScalingExamples, ScalingSettings, reported_errors, scaling_run, scaling_split
 from gnome.models.training import EpochRecord
 from gnome.quantities import Quantity
 
@@ -57,11 +57,11 @@ def write_examples(path: Path, others: dict[str, Path], folder: Path, cutoff: fl
 
 
 @lru_cache
-def read_examples(folder: Path, device: str) -> Examples:
+def read_examples(folder: Path, device: str) -> ScalingExamples:
     arrays = dict(np.load(folder / "rows.npz"))
     pack = PackedGraphs(**torch.load(folder / "graphs.pt", map_location=device, weights_only=True))
     reported = {name.removeprefix("reported "): rows for name, rows in arrays.items() if name.startswith("reported ")}
-    return Examples(pack, arrays["targets"], arrays["train"], arrays["validation"], reported)
+    return ScalingExamples(pack, arrays["targets"], arrays["train"], arrays["validation"], reported)
 
 
 def prepare(job: Job, device: str) -> Prepared:

@@ -137,6 +137,8 @@ def _why_no_probability(row: dict[str, Any], volumes: int) -> str:
         return "several volumes are tried, for which the ensemble's errors are not known"
     if row["hull"] is None:
         return "no known phases have the elements: run a round, import crystals, or give --hull"
+    if row["hull"] != row[Quantity.METHOD]:
+        return f"too few unrelaxed crystals of known energy under {row['hull']} to learn errors from: import or evaluate more"
     return "the ensemble's errors were never measured: its card has no calibration"
 
 

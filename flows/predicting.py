@@ -18,9 +18,16 @@ from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
 from gnome.crystals.writers import check_target, write_crystals
 from gnome.errors import InvalidInput
 from gnome.models.ensemble import StructuralEnsemble
-from gnome.quantities import PLAUSIBLE_E_FORM, Quantity
+from gnome.quantities import Quantity
 from pipelines.cascade import AS_GUESSED
-from pipelines.screening import EnsembleEnergies, ScreeningSettings, predict_energies, probabilities_stable
+from pipelines.screening import (
+    EnsembleEnergies,
+    ScreeningSettings,
+    implausible,
+    plausible_energies,
+    predict_energies,
+    probabilities_stable,
+)
 
 Row = dict[str, Any]
 
@@ -89,12 +96,10 @@ def predict_files(
     calibration = ensemble.calibration if volumes == 1 else None
     for row in rows:
         row.update({name: row.get(name) for name in ANSWERED})
-    plausible = [i for i in range(len(known)) if _is_plausible(energies, i)]
-    for i in sorted(set(range(len(known))) - set(plausible)):
-        low, high = PLAUSIBLE_E_FORM
-        known[i][0][Quantity.REFUSED] = (
-            f"implausible_energy: predicted {energies.e_form_per_atom[i]:.3g} eV/atom, expected {low:g} to {high:g}"
-        )
+    believed = plausible_energies(energies.e_form_per_atom, energies.spread)
+    for i in np.flatnonzero(~believed).tolist():
+        known[i][0][Quantity.REFUSED] = f"implausible_energy: {implausible(energies.e_form_per_atom[i])}"
+    plausible = np.flatnonzero(believed).tolist()
     known, energies = [known[i] for i in plausible], energies.of(plausible)
     for i, (row, _) in enumerate(known):
         row[Quantity.E_FORM_PER_ATOM] = float(energies.e_form_per_atom[i])
@@ -107,11 +112,6 @@ def predict_files(
     if phases is not None and (volumes == 1 or phases.offset is not None):
         _add_probabilities(known, energies, ensemble, phases)
     return rows
-
-
-def _is_plausible(energies: EnsembleEnergies, i: int) -> bool:
-    low, high = PLAUSIBLE_E_FORM
-    return bool(low <= energies.e_form_per_atom[i] <= high and np.isfinite(energies.spread[i]))
 
 
 def _add_probabilities(

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ import numpy as np
 import torch
 
 from flows.progress import Listener
-from flows.training import TrainRequest, read_examples, recipe_for
+from flows.training import TrainRequest, memory_named, only_training, read_examples, recipe_for
 from gnome.atomic_write import atomic_write
 from gnome.errors import InvalidInput
 from gnome.models.metrics import Array
 from gnome.models.ranks import Ranks
 from gnome.models.recipes import EnsembleSettings
-from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, reported_errors, scaling_run, scaling_split
+from gnome.models.scaling import PowerLaw, ScalingExamples, ScalingSettings, reported_errors, scaling_run, scaling_split
 from gnome.models.training import Inputs, fit
 from gnome.models.training_state import add_examples
 
@@ -34,10 +35,15 @@ def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listene
         raise InvalidInput("--scaling-law is for structural networks")
     if Ranks.from_environment().world > 1:
         raise InvalidInput("--scaling-law runs in one process; start it without torchrun")
+    with only_training(request.out), memory_named(request):
+        return _measure(request, scaling, listener)
+
+
+def _measure(request: TrainRequest, scaling: ScalingSettings, listener: Listener) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     read = read_examples(request, device)
     train, validation, reported = scaling_split(read.formulas)
-    examples = Examples(read.inputs, read.targets, train, validation, reported)
+    examples = ScalingExamples(read.inputs, read.targets, train, validation, reported)
     if not len(validation) or not reported:
         raise InvalidInput("the files hold no crystals of the validation or of the test buckets")
     sizes, recipe = scaling.training_sizes(len(train)), recipe_for(request, read.columns[train])
@@ -46,7 +52,7 @@ def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listene
             f"{scaling_file(request.out, 'json')}: is no measurement of this kind and would be lost; choose another --out"
         )
     key = _digest(recipe, scaling, read.formulas, read.inputs, read.targets)
-    points = _known_points(request.out, key)
+    points = _known_points(request.out, key, set(reported))
     n_reported = {name: len(rows) for name, rows in reported.items()}
     with listener.stage("training", len(sizes) * scaling.seeds - len(points), "runs") as count:
         for n in sizes:
@@ -79,13 +85,30 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _known_points(out: Path, key: str) -> list[Point]:
-    """Read what an interrupted measurement of the same name has left."""
+def _known_points(out: Path, key: str, names: Collection[str]) -> list[Point]:
+    """Read what an interrupted measurement of the same name has left; raises InvalidInput for points that it did not write so."""
+    path = scaling_file(out, "json")
     try:
-        found = json.loads(scaling_file(out, "json").read_text(encoding="utf-8"))
-        return list(found["points"]) if found["run"] == key else []
+        found = json.loads(path.read_text(encoding="utf-8"))
+        points = list(found["points"]) if found["run"] == key else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
+    seen: set[tuple[int, int]] = set()
+    for place, point in enumerate(points, start=1):
+        if not _is_point(point, names) or (point["n_train"], point["seed"]) in seen:
+            raise InvalidInput(
+                f"{path}: point {place} is not one that this measurement wrote, or is there twice; delete the file"
+            )
+        seen.add((point["n_train"], point["seed"]))
+    return points
+
+
+def _is_point(point: Any, names: Collection[str]) -> bool:
+    try:
+        errors = [float(point["errors"][name]) for name in names]
+        return type(point["n_train"]) is int and type(point["seed"]) is int and all(0 < error < math.inf for error in errors)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _write(out: Path, law: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """`gnome train`: shards of labelled crystals in, an ensemble with its card out."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from flows.lock import held
 from flows.progress import Listener
 from flows.training_log import TrainingLog
 from gnome.atomic_write import require_writable
@@ -20,7 +21,7 @@ from gnome.models.angular_network import AngularSettings
 from gnome.models.checkpoint import Network, load_ensemble, read_card, save_ensemble
 from gnome.models.compositional import TARGETS, CompositionalSettings
 from gnome.models.datasets import Split, labelled_subset, read_labelled_crystals, split_by_formula
-from gnome.models.ensemble import calibrate_crystals, median_and_spread
+from gnome.models.ensemble import calibrate_crystals, is_out_of_memory, median_and_spread
 from gnome.models.formula_ensemble import calibrate_formulas
 from gnome.models.formula_labels import read_labelled_formulas
 from gnome.models.linear import Precision
@@ -108,6 +109,22 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any] | N
     Processes that torchrun started share the members, and the folder that `out` is in; all but the first return None.
     """
     ranks = Ranks.from_environment()
+    with only_training(request.out) if ranks.rank == 0 else nullcontext(), memory_named(request):
+        return _train_files(request, ranks, listener)
+
+
+@contextmanager
+def memory_named(request: TrainRequest) -> Iterator[None]:
+    """Raise MemoryError, with what takes less, where torch has none left."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(f"training in batches of {request.batch_size} at width {request.width}: give less of either") from error
+
+
+def _train_files(request: TrainRequest, ranks: Ranks, listener: Listener) -> dict[str, Any] | None:
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     examples = read_examples(request, ranks.device)
@@ -203,8 +220,11 @@ def _forget_states(request: TrainRequest) -> None:
     state = _state_folder(request.out)
     for i in range(request.members):
         (state / f"member{i}.pt").unlink(missing_ok=True)
-    with suppress(OSError):  # a folder that holds something else stays
-        state.rmdir()
+
+
+def only_training(out: Path) -> AbstractContextManager[None]:
+    """Context in which no other process trains what goes to `out`."""
+    return held(_state_folder(out) / "lock", f"--out {out}: another training writes there; wait for it, or choose another name")
 
 
 def _state_folder(out: Path) -> Path:
@@ -239,9 +259,9 @@ def _check_target(out: Path) -> None:
     if card.exists():
         try:
             read_card(out)
-        except InvalidCheckpoint:
+        except InvalidCheckpoint as error:
             raise InvalidInput(
-                f"--out {out}: {card}, where the card goes, is no card and would be lost; choose another name"
+                f"--out {out}: {card}, where the card goes, cannot be read as one and would be lost ({error}); choose another name"
             ) from None
     require_writable(out)
 

@@ -60,10 +60,18 @@ class TrainingLog:
         found = []
         for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
             try:
-                found.append(json.loads(text))
+                line = json.loads(text)
             except ValueError:  # cut short by a kill; the epoch is trained again
                 continue
+            if _is_record(line):
+                found.append(line)
         return found
+
+
+def _is_record(line: Any) -> bool:
+    """Whether a line says what this class writes, as those do not that others have added."""
+    numbers = ("member", "epoch", "train_mae", "validation_mae")
+    return isinstance(line, dict) and all(isinstance(line.get(name), int | float) for name in numbers)
 
 
 def _draw(lines: Sequence[Line], path: Path) -> None:

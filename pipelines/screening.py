@@ -143,6 +143,17 @@ def predict_energies(
     return EnsembleEnergies(e_form_per_atom=joined[0], spread=joined[1], volume_scale=joined[2])
 
 
+def plausible_energies(e_forms: NDArray[np.float64], spreads: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which predictions (n,), eV/atom, may be believed at all: within what compounds have, by members that all say a number."""
+    low, high = PLAUSIBLE_E_FORM
+    return np.asarray((e_forms >= low) & (e_forms <= high) & np.isfinite(spreads))
+
+
+def implausible(e_form: float) -> str:
+    """Say what is wrong with such a prediction, eV/atom."""
+    return f"predicted {e_form:.3g} eV/atom, expected {PLAUSIBLE_E_FORM[0]:g} to {PLAUSIBLE_E_FORM[1]:g}"
+
+
 def fit_offset(
     model: EnergyModel,
     crystals: Sequence[Crystal],
@@ -232,13 +243,12 @@ def screen(
     compositions = [candidate.crystal.composition for _, candidate in admitted]
     corrections = [bridging.correction(composition) if bridging else 0.0 for composition in compositions]
     e_forms = energies.e_form_per_atom + np.array(corrections)
-    low, high = PLAUSIBLE_E_FORM
-    plausible = np.flatnonzero((e_forms >= low) & (e_forms <= high) & np.isfinite(energies.spread))
+    plausible = np.flatnonzero(plausible_energies(e_forms, energies.spread))
     decomposition = np.full(len(admitted), np.nan)
     decomposition[plausible] = hull.decomposition_energies([compositions[i] for i in plausible], e_forms[plausible])
     for i, (position, candidate) in enumerate(admitted):
         if np.isnan(decomposition[i]):
-            message = f"{candidate.crystal.reduced_formula}: predicted {e_forms[i]:.3g} eV/atom, expected {low:g} to {high:g}"
+            message = f"{candidate.crystal.reduced_formula}: {implausible(e_forms[i])}"
             results[position] = Refusal(candidate_id=candidate.id, reason="implausible_energy", message=message)
             continue
         results[position] = Prediction(

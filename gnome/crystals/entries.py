@@ -14,7 +14,9 @@ NUMERIC_FIELDS: Final = frozenset(str(quantity) for quantity in Quantity if quan
 
 def check_count(n_atoms: int, max_atoms: int) -> None:
     """Refuse what announces no atom or too many, before anything is built."""
-    if not 0 < n_atoms <= max_atoms:
+    if n_atoms < 1:
+        raise InvalidCrystal("empty", "it announces no atoms, expected 1 or more")
+    if n_atoms > max_atoms:
         raise InvalidCrystal("too_many_atoms", f"it announces {n_atoms} atoms, expected 1 to {max_atoms}")
 
 

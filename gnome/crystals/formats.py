@@ -165,15 +165,18 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _drafts(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
-    """Choose the reader by the file's name; a file that cannot be opened at all is one refused draft."""
+    """Choose the reader by the file's name; a file that cannot be opened at all, or read to its end, has one refused draft for that."""
+    n_read = 0
     try:
         _check_kind(path)
         size = path.stat().st_size
         reader, limit = _reader(path, limits)
         _check_size(size, limit)
-        yield from reader(path, limits)
+        for draft in reader(path, limits):
+            n_read += 1
+            yield draft
     except (InvalidCrystal, OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        yield str(path), _refuse(error)
+        yield str(path), _refuse(error, n_read)
 
 
 def _check_kind(path: Path) -> None:
@@ -191,13 +194,14 @@ def _check_size(size: int, limit: int) -> None:
         raise InvalidCrystal("too_large", f"{size} bytes, the limit is {limit}; split it or raise the limit")
 
 
-def _refuse(error: Exception) -> Callable[[], tuple[Crystal, dict[str, Any]]]:
+def _refuse(error: Exception, n_read: int = 0) -> Callable[[], tuple[Crystal, dict[str, Any]]]:
+    """Refuse a draft, or what a file has behind so many."""
+    reason = error.reason if isinstance(error, InvalidCrystal) else "malformed"
+    text = str(error) if isinstance(error, InvalidCrystal) else f"cannot be read ({error}); check the file"
+    behind = f"; {n_read} structures were read before this, what follows in the file was not" if n_read else ""
+
     def make() -> tuple[Crystal, dict[str, Any]]:
-        raise (
-            error
-            if isinstance(error, InvalidCrystal)
-            else InvalidCrystal("malformed", f"cannot be read ({error}); check the file")
-        )
+        raise InvalidCrystal(reason, text + behind)
 
     return make
 
@@ -277,7 +281,7 @@ def _read_json_lines(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
             number += 1
             label = f"{path}:{number}"
             if len(line) > limits.max_text_bytes:
-                raise InvalidCrystal("too_large", f"line {number} is over {limits.max_text_bytes} bytes; the rest was not read")
+                raise InvalidCrystal("too_large", f"line {number} is over {limits.max_text_bytes} bytes")
             if not line.strip():
                 continue
             try:
@@ -298,11 +302,15 @@ def _entry_maker(record: Any, limits: ReadLimits) -> Callable[[], tuple[Crystal,
 
 
 _CSV_LOCK = threading.Lock()
+_HEAD: Final = 4096
 
 
 def _read_csv(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
     with _CSV_LOCK:  # the module keeps one limit for the whole process
         csv.field_size_limit(max(csv.field_size_limit(), limits.max_text_bytes))
+    with path.open("rb") as file:
+        if b"\0" in file.read(_HEAD):
+            raise InvalidCrystal("not_text", "the file holds zero bytes, as UTF-16 does; save it as UTF-8")
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # what is no text is refused row by row
         rows = csv.DictReader(file)
         if (twice := list(rows.fieldnames or ()).count("cif")) > 1:
@@ -325,26 +333,32 @@ def _row(row: dict[str, Any], limits: ReadLimits) -> tuple[Crystal, dict[str, An
     fields: dict[str, Any] = {name: value for name, value in row.items() if name != "cif"}
     for name in NUMERIC_FIELDS & fields.keys():
         try:
-            fields[name] = float(fields[name]) if fields[name] else None
+            fields[name] = None if fields[name] in {None, ""} else float(fields[name])
         except ValueError:
             raise InvalidCrystal("energy", f"{name} is {fields[name]!r}, expected a number") from None
     return _cif(row["cif"], limits), fields
 
 
 def _read_parquet(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
-    structure = ("lattice", "atomic_numbers", "frac_coords")
-    with pq.ParquetFile(path) as file:
-        if missing := [name for name in structure if name not in file.schema_arrow.names]:
-            raise InvalidCrystal("malformed", f"no column {', '.join(missing)}; not a shard of crystals")
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        missing = [name for name in _STRUCTURE if name not in file.schema_arrow.names]
+        if missing and "cif" not in file.schema_arrow.names:
+            raise InvalidCrystal("malformed", f"no column {', '.join(missing)}, and none named cif; not a table of crystals")
+        read = _row if missing else _shard_row
         number = 0
         for batch in file.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
-                yield _label(row, f"{path}#{number}"), lambda row=row: _shard_row(row, limits)  # type: ignore[misc]
+                yield _label(row, f"{path}#{number}"), lambda row=row: read(row, limits)  # type: ignore[misc]
+
+
+_STRUCTURE: Final = ("lattice", "atomic_numbers", "frac_coords")
 
 
 def _shard_row(row: dict[str, Any], limits: ReadLimits) -> tuple[Crystal, dict[str, Any]]:
-    lattice, numbers, coords = (row.pop(name) for name in ("lattice", "atomic_numbers", "frac_coords"))
+    lattice, numbers, coords = (row.pop(name) for name in _STRUCTURE)
+    if lattice is None or numbers is None or coords is None:
+        raise InvalidCrystal("malformed", f"the row has no {', '.join(_STRUCTURE)}")
     check_count(len(numbers), limits.max_atoms)
     crystal = Crystal(np.reshape(lattice, (3, 3)), np.array(numbers), np.reshape(coords, (-1, 3)))
     return crystal, row

@@ -87,6 +87,8 @@ def load_ensemble(path: Path) -> tuple[list[Network], dict[str, Any]]:
 
     Raises InvalidCheckpoint when a file is missing, truncated, altered, or does not describe a network of this version.
     """
+    if not path.exists():
+        raise InvalidCheckpoint(f"{path}: no such file")
     card = read_card(path)
     try:
         blob = path.read_bytes()

@@ -112,8 +112,10 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
                 batch = graphs.batch((asked // n_scales).to(device)).scaled(scales[asked % n_scales].float().to(device))
                 out[:, asked.numpy()] = self._answers(batch).cpu().numpy()
             except RuntimeError as error:
-                if len(asked) == 1 or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
+                if len(asked) == 1:
+                    raise MemoryError(f"for one crystal with {int(edges[asked[0]])} pairs of neighbours; leave it out") from error
                 waiting += asked.chunk(2)
         return np.ascontiguousarray(out.reshape(len(self.members), len(crystals), n_scales).swapaxes(1, 2))
 

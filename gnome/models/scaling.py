@@ -70,7 +70,7 @@ def scaling_split(formulas: Sequence[str]) -> tuple[Rows, Rows, dict[str, Rows]]
 
 
 @dataclass(frozen=True)
-class Examples:
+class ScalingExamples:
     """Packed inputs and their labels (n,), rows to train on and to choose epochs by, and rows of each set that is reported."""
 
     inputs: Inputs
@@ -81,7 +81,7 @@ class Examples:
 
 
 def scaling_run(
-    settings: EnsembleSettings, scaling: ScalingSettings, examples: Examples, n: int, seed: int, device: torch.device | str
+    settings: EnsembleSettings, scaling: ScalingSettings, examples: ScalingExamples, n: int, seed: int, device: torch.device | str
 ) -> Run:
     """Prepare the training of one network on n of the training examples.
 
@@ -101,7 +101,7 @@ def scaling_run(
     return Run(network=untrained(settings.network).to(device), train=own, validation=chosen_by, settings=train)
 
 
-def reported_errors(network: torch.nn.Module, examples: Examples, device: torch.device | str) -> dict[str, float]:
+def reported_errors(network: torch.nn.Module, examples: ScalingExamples, device: torch.device | str) -> dict[str, float]:
     """Mean absolute error of each reported set, eV/atom."""
     found = {}
     for name, rows in examples.reported.items():

@@ -417,6 +417,7 @@ class _Trainer:
     def load(self, path: Path) -> None:
         """Take up a saved run; raises InvalidCheckpoint when the file is damaged or was saved under other settings."""
         with read_state(path, self.device, self.key) as state:
+            self.network.load_state_dict(state["best_weights"])  # so that those fit too
             self.network.load_state_dict(state["weights"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])

@@ -8,13 +8,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp import Poscar
 
 from gnome.crystals.cif import CifLimits
+from gnome.crystals.convert import from_structure
 from gnome.crystals.formats import ReadCrystal, ReadLimits, Refusal, read_crystals
+from gnome.crystals.shards import write_shard
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
@@ -220,8 +224,36 @@ def test_a_bad_record_costs_itself_and_not_those_after_it(tmp_path: Path) -> Non
     (tmp_path / "c.csv").write_bytes(rows.getvalue().encode(errors="surrogateescape"))
     assert outcomes(tmp_path / "a.jsonl") == ["read", "malformed", "malformed", "read"]
     assert outcomes(tmp_path / "b.extxyz")[0] == "read"
-    assert "too_many_atoms" in outcomes(tmp_path / "b.extxyz")
+    assert "empty" in outcomes(tmp_path / "b.extxyz")
     assert outcomes(tmp_path / "c.csv") == ["read", "not_text", "malformed", "read"]
+
+
+def test_what_was_not_read_of_a_file_is_said(tmp_path: Path) -> None:
+    rows = io.StringIO()
+    csv.writer(rows).writerows([["id", "cif"], ["one", cif()], ["two", cif()], ["endless", "x" * 3_000_000], ["three", cif()]])
+    (tmp_path / "a.csv").write_text(rows.getvalue())
+    salt = from_structure(SALT)
+    write_shard(tmp_path / "b.parquet", [salt] * 3000, {"id": [f"{i:>60}" for i in range(3000)]})
+    table = pq.read_table(tmp_path / "b.parquet")
+    pq.write_table(table, tmp_path / "b.parquet", row_group_size=1000, write_page_checksum=True, compression="none")
+    damaged = bytearray((tmp_path / "b.parquet").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "b.parquet").write_bytes(damaged)
+    for name, n_read in (("a.csv", 2), ("b.parquet", 1000)):
+        *read, last = read_crystals(tmp_path / name)
+        assert [type(item) for item in read] == [ReadCrystal] * n_read
+        assert isinstance(last, Refusal)
+        assert f"; {n_read} structures were read before this, what follows in the file was not" in last.message
+
+
+def test_a_packed_table_may_hold_cifs(tmp_path: Path) -> None:
+    columns = {"id": ["one", "two", "three"], "cif": [cif(), None, cif()], "e_form_per_atom": [0.0, 1.0, None]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert outcomes(tmp_path / "a.parquet") == ["read", "malformed", "read"]
+    first, _, third = read_crystals(tmp_path / "a.parquet")
+    assert isinstance(first, ReadCrystal)
+    assert isinstance(third, ReadCrystal)
+    assert (first.label, first.fields["e_form_per_atom"], third.fields["e_form_per_atom"]) == ("one", 0.0, None)
 
 
 def test_what_holds_no_structure_is_said(tmp_path: Path) -> None:

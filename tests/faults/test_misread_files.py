@@ -162,10 +162,13 @@ HEAD = "salt\n1.0\n4 0 0\n0 4 0\n0 0 4\nNa Cl\n1 1\nDirect\n"
             "type_symbol",
         ),
         ("a.csv", "id,cif,cif\n1,x,y\n", "2 columns `cif`"),
+        ("b.csv", "id,cif\n1,x\n".encode("utf-16"), "save it as UTF-8"),
+        ("a.extxyz", '1\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:forces:R:3\nNa 0 0 0\n', "positions are needed"),
+        ("b.extxyz", '0\nLattice="4 0 0 0 4 0 0 0 4"\n', "announces no atoms"),
     ],
 )
-def test_messages_name_what_is_wrong(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
+def test_messages_name_what_is_wrong(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     (item,) = read_crystals(tmp_path / name)
     assert not isinstance(item, ReadCrystal)
     assert message in item.message

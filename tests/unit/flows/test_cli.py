@@ -1,84 +1,25 @@
 """The command line as a user types it."""
 
 import csv
-import gzip
 import io
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import typer
-from emt_world import copy_world, known_crystals, l1_2, round_settings, write_folder
+from emt_world import known_crystals, l1_2, round_settings, write_folder
+from typed_commands import Gnome, failed
 
-from flows import known_phases
-from flows.cli import app, main
-from flows.hull_table import read_hull
+from flows.cli import app
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal, read_crystals
 from gnome.crystals.shards import read_shard
-from gnome.shipped import shipped_data
-from pipelines.screening import EnsembleEnergies
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 SMALL = ["--evaluator", "emt", "--candidates", "60", "--screened", "20", "--budget", "4"]
-
-
-class Outcome:
-    """Exit code, and what was written."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def gnome(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run the program in this process."""
-
-    def run(*arguments: object) -> Outcome:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        captured = capfd.readouterr()
-        code = ended.value.code
-        return Outcome(code if isinstance(code, int) else int(code is not None), captured.out, captured.err)
-
-    return run
-
-
-Gnome = Callable[..., Outcome]
-
-
-@pytest.fixture
-def database(after_round: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of a database of its own that one round was run on, named by the environment."""
-    folder = tmp_path / "database"
-    settings = copy_world(after_round, folder)
-    monkeypatch.setenv("GNOME_DATABASE_URL", settings.database_url)
-    monkeypatch.setenv("GNOME_EVALUATOR", "emt")
-    monkeypatch.setenv("GNOME_WORKERS", "1")
-    return folder
-
-
-def failed(outcome: Outcome, code: int, *words: str) -> None:
-    """Check that a command failed with one line on stderr, and nothing else."""
-    assert outcome.code == code, outcome.err + outcome.out
-    assert outcome.out == ""
-    assert outcome.err.startswith("gnome: ")
-    assert outcome.err.count("\n") == 1, outcome.err
-    assert "Traceback" not in outcome.err
-    for word in words:
-        assert word in outcome.err
 
 
 def commands() -> list[tuple[str, ...]]:
@@ -239,175 +180,6 @@ def test_brackets_in_names_are_shown_as_they_are(gnome: Gnome, own_folder: Path)
     assert shown.code == 0
     assert "runs[old]" in shown.out
     assert "x[/b]" in shown.out
-
-
-def test_predict_does_not_take_the_shipped_ensemble_for_that_of_a_damaged_database(gnome: Gnome, database: Path) -> None:
-    write_folder(database / "in", {"a": l1_2("Cu", "Au")})
-    (database / "gnome.db").write_text("dear diary, " * 1000)
-    failed(gnome("predict", database / "in"), 1, "the file is something else")
-
-
-def test_predict_answers_in_the_order_of_the_input(gnome: Gnome, own_folder: Path) -> None:
-    """Without any database, with the ensemble that ships."""
-    crystals = {"c": l1_2("Cu", "Au"), "a": l1_2("Au", "Cu"), "b": l1_2("Al", "Ni")}
-    folders = [write_folder(own_folder / name, {name: crystal}) for name, crystal in crystals.items()]
-    (own_folder / "broken.cif").write_text("data_nothing\n")
-    rows = gnome("predict", folders[0], "broken.cif", *folders[1:], "--json").json
-    assert [row.get("reduced_formula") for row in rows] == ["CuAu3", None, "Cu3Au", "AlNi3"]
-    assert rows[1]["input"] == "broken.cif"
-    assert rows[1]["refused"].startswith("malformed: ")
-    good = [row for row in rows if row["refused"] is None]
-    assert all(-2 < row["e_form_per_atom"] < 1 and row["spread"] >= 0 for row in good)
-    (alone,) = gnome("predict", folders[1], "--json").json
-    assert alone["e_form_per_atom"] == pytest.approx(rows[2]["e_form_per_atom"], abs=1e-5)
-    (mean,) = gnome("predict", folders[1], "--volumes", "9", "--json").json
-    assert 0 < abs(mean["e_form_per_atom"] - alone["e_form_per_atom"]) < 0.05
-    assert mean["e_form_uncertainty"] is None, "it is not known at several volumes"
-    assert alone["e_form_uncertainty"] > 0
-    table = gnome("predict", folders[1])
-    assert f"{alone['e_form_per_atom']:.4f}" in table.out
-
-
-def test_predict_refuses_elements_the_ensemble_never_saw(gnome: Gnome, own_folder: Path) -> None:
-    radon = Crystal.from_symbols([[4.5, 0, 0], [0, 4.5, 0], [0, 0, 4.5]], ["Rn", "Cu"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    (row,) = gnome("predict", write_folder(own_folder / "rn", {"rn": radon}), "--json").json
-    assert "Rn" in row["refused"]
-    assert row["e_form_per_atom"] is None
-
-
-@pytest.mark.parametrize(("energy", "spread"), [(float("nan"), 0.0), (-11402.97, 0.1), (-1.0, float("inf"))])
-def test_predict_refuses_absurd_energies(
-    gnome: Gnome, own_folder: Path, monkeypatch: pytest.MonkeyPatch, energy: float, spread: float
-) -> None:
-    monkeypatch.setattr(
-        "flows.predicting.predict_energies",
-        lambda *_: EnsembleEnergies(
-            e_form_per_atom=np.array([energy, -0.1]), spread=np.array([spread, 0.01]), volume_scale=np.ones(2)
-        ),
-    )
-    folder = write_folder(own_folder / "in", {"a": l1_2("Au", "Cu"), "b": l1_2("Cu", "Au")})
-    absurd, good = gnome("predict", folder, "--json").json
-    assert absurd["refused"].startswith("implausible_energy: predicted")
-    assert absurd["e_form_per_atom"] is None
-    assert absurd["p_stable"] is None
-    assert good["refused"] is None
-    assert good["e_form_per_atom"] == -0.1
-
-
-def calibrated(folder: Path) -> Path:
-    """The shipped ensemble with a card that says how far it is off."""
-    for suffix in ("safetensors", "json"):
-        shutil.copy(shipped_data() / "ensembles" / f"structural.{suffix}", folder / f"own.{suffix}")
-    card = json.loads((folder / "own.json").read_text())
-    card["calibration"] = {"floor": 0.02, "factor": 0.5, "power": 1.0, "degrees": 3.0}
-    (folder / "own.json").write_text(json.dumps(card))
-    return folder / "own.safetensors"
-
-
-def test_predict_says_how_probably_a_crystal_is_stable(gnome: Gnome, own_folder: Path) -> None:
-    """Against phases of a table: far below them, far above, as near as to be undecided, and with an element they lack."""
-    crystals = {"AlNi3": l1_2("Al", "Ni"), "Cu3Au": l1_2("Au", "Cu"), "Ag3Pd": l1_2("Pd", "Ag")}
-    folder = write_folder(own_folder / "in", crystals)
-    model = calibrated(own_folder)
-    plain = {row["reduced_formula"]: row for row in gnome("predict", folder, "--model", model, "--json").json}
-    assert {row["p_stable"] for row in plain.values()} == {None}
-    assert all(row["e_form_uncertainty"] > 0 for row in plain.values())
-    known = plain["AlNi3"]["e_form_per_atom"], plain["Cu3Au"]["e_form_per_atom"]
-    assert known[1] < 0, "else the elements are the hull there"
-    (own_folder / "phases.csv").write_text(
-        f"formula,e_form_per_atom\nAl,0\nNi,0\nCu,0.0\nAu,0\nAlNi3,{known[0] + 0.3}\nCu3Au,{known[1]}\n"
-    )
-    rows = {
-        row["reduced_formula"]: row for row in gnome("predict", folder, "--model", model, "--hull", "phases.csv", "--json").json
-    }
-    assert rows["AlNi3"]["p_stable"] > 0.95
-    assert rows["Cu3Au"]["p_stable"] == pytest.approx(0.5, abs=1e-4)
-    assert rows["Ag3Pd"]["p_stable"] is None
-    assert rows["AlNi3"]["hull"] == "pbe-mp2020"
-    table = gnome("predict", folder, "--model", model, "--hull", "phases.csv", "--csv").out
-    read = {row["reduced_formula"]: row for row in csv.DictReader(io.StringIO(table))}
-    assert float(read["AlNi3"]["p_stable"]) == pytest.approx(rows["AlNi3"]["p_stable"])
-    assert read["Ag3Pd"]["p_stable"] == ""
-    assert read["AlNi3"]["hull"] == "pbe-mp2020"
-    assert "give --hull" in gnome("predict", folder).out
-    assert "known phases under pbe-mp2020" in gnome("predict", folder, "--model", model, "--hull", "phases.csv").out
-    several = gnome("predict", folder, "--model", model, "--hull", "phases.csv", "--volumes", "3")
-    assert "several volumes" in several.out
-    gnome_says = gnome("predict", own_folder / "in" / "AlNi3.cif", "--hull", "typo.csv")
-    assert gnome_says.code == 2
-
-
-def test_predict_judges_by_the_crystals_of_the_database(
-    gnome: Gnome, database: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Through an offset between the methods, whose errors say how sure it is; no evaluator is needed for it."""
-    assert database
-    monkeypatch.setattr("gnome.models.calibration.MIN_EXAMPLES", 5)
-    monkeypatch.setenv("GNOME_EVALUATOR", "recorded:/nowhere.jsonl")
-    for more in ([], ["--volumes", "3"]):
-        rows = gnome("predict", write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")}), "--json", *more).json
-        assert rows[0]["hull"].startswith("emt")
-        assert 0 < rows[0]["p_stable"] < 1
-        assert (rows[0]["e_form_uncertainty"] is None) == bool(more)
-
-
-def test_predict_fits_an_offset_once_and_anew_where_what_it_left_is_damaged(
-    gnome: Gnome, database: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gnome.models.calibration.MIN_EXAMPLES", 5)
-    fitted: list[str] = []
-    fit_offset = known_phases.fit_offset
-    monkeypatch.setattr(
-        "flows.known_phases.fit_offset", lambda *given, **options: fitted.append("one") or fit_offset(*given, **options)
-    )
-    folder = write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")})
-    first, second = (gnome("predict", folder, "--json").json for _ in range(2))
-    assert (first, len(fitted)) == (second, 1)
-    (kept,) = database.parent.rglob("offsets/*.json")
-    kept.write_text("{")
-    assert gnome("predict", folder, "--json").json == first
-    assert gnome("predict", folder, "--json").json == first
-    assert len(fitted) == 2
-
-
-def test_a_hull_table_is_read_as_text_packed_or_not(own_folder: Path) -> None:
-    """Sodium nitride is no missing value, nor is indium fluoride infinite."""
-    text = "Formula , e_form_per_atom\nNaN,-0.5\nInF,-1.5\nNa,0\n"
-    (own_folder / "a.csv").write_text(text)
-    (own_folder / "b.csv.gz").write_bytes(gzip.compress(text.encode()))
-    for name in ("a.csv", "b.csv.gz"):
-        hull = read_hull(own_folder / name, "pbe")
-        assert [dict(entry.composition) for entry in hull.entries] == [{7: 1, 11: 1}, {9: 1, 49: 1}, {11: 1}]
-
-
-def test_predict_wants_the_cell_as_it_is_among_the_volumes(gnome: Gnome, own_folder: Path) -> None:
-    ended = gnome("predict", write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")}), "--volumes", "2")
-    assert ended.code == 2
-    assert "an odd number" in ended.err
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ("formula,e_form_per_atom\nNaCl,x\n", "line 2: e_form_per_atom of NaCl is 'x'"),
-        ("formula,e_form_per_atom\nNaCl,nan\n", "line 2: e_form_per_atom of NaCl is 'nan'"),
-        ("formula,e_form_per_atom,method\nNaCl,-1,chgnet\n", "is of method chgnet, the ensemble predicts pbe-mp2020"),
-        ("formula,e_form_per_atom\nNaCl,-2\nNa,-1.3\n", "line 3: Na has a formation energy of -1.3"),
-        ('formula,e_form_per_atom\n"NaCl,-2\n', "cannot be read as a table"),
-        ("formula,e_form_per_atom\nQq,-1\n", "line 2: formula 'Qq'"),
-        ("formula,e_form_per_atom\nNaCl,-100\n", "line 2: e_form_per_atom of NaCl is '-100'"),
-        ("formula,energy\nNaCl,-1\n", "no column e_form_per_atom"),
-        ("name,e_form_per_atom\nNaCl,-1\n", "no column formula or reduced_formula"),
-        ("formula,e_form_per_atom\n", "holds no phases"),
-        ("", "no column formula"),
-    ],
-)
-def test_tables_that_are_no_hull(gnome: Gnome, own_folder: Path, content: str, complaint: str) -> None:
-    (own_folder / "phases.csv").write_text(content)
-    folder = write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")})
-    ended = gnome("predict", folder, "--hull", "phases.csv")
-    assert ended.code == 2
-    assert complaint in ended.err
 
 
 def test_evaluate_relaxes_and_leaves_the_database_alone(gnome: Gnome, database: Path, own_folder: Path) -> None:

@@ -19,7 +19,8 @@ from flows.cli import main
 from flows.progress import Silent
 from flows.scaling_law import measure_scaling_law
 from flows.settings import Settings
-from flows.training import TrainRequest, defaults_for, recipe_for, train_files
+from flows.training import TrainRequest, defaults_for, only_training, recipe_for, train_files
+from flows.training_log import TrainingLog
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard, write_shard
 from gnome.errors import InvalidCheckpoint, InvalidInput
@@ -30,6 +31,7 @@ from gnome.models.formula_labels import read_labelled_formulas
 from gnome.models.recipes import STRUCTURE_NETWORK, STRUCTURE_TRAIN
 from gnome.models.scaling import ScalingSettings, reported_errors
 from gnome.models.structural import StructuralSettings
+from gnome.models.training import EpochRecord
 from gnome.shipped import shipped_data
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -159,6 +161,7 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
     (tmp_path / "broken.safetensors").write_bytes(b"weights whose card was not written any more")
     resumed = train_files(request(tmp_path / "broken.safetensors"), Silent())
     logs = [(tmp_path / f"{name}.log.jsonl").read_text() for name in ("broken", "unbroken")]
+    assert not (tmp_path / "broken.state").exists()
     assert logs[0] == logs[1]
     assert len(logs[0].splitlines()) == 2 * 6
     assert (tmp_path / "broken.curves.svg").read_text().startswith("<?xml")
@@ -167,6 +170,42 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
     theirs, _ = load_ensemble(tmp_path / "unbroken.safetensors")
     for one, other in zip(ours, theirs, strict=True):
         assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def test_two_trainings_do_not_write_to_one_place(shard: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "structural", str(shard), *SMALL, "--out", "mine.safetensors"]
+    with only_training(Path("mine.safetensors")):
+        for more in ([], ["--scaling-law", "--smallest", "20"]):
+            with pytest.raises(SystemExit) as ended:
+                main([*arguments, *more])
+            assert ended.value.code == 2
+            assert "--out mine.safetensors: another training writes there" in capfd.readouterr().err
+    assert not Path("mine.state").exists()
+
+
+def test_a_training_that_memory_is_too_small_for_is_one_line(
+    shard: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("flows.training.train_members", run_out)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "structural", str(shard), *SMALL])
+    assert ended.value.code == 1
+    err = capfd.readouterr().err
+    assert "memory does not suffice (training in batches of 64 at width 16: give less of either)" in err
+    assert "Traceback" not in err
+
+
+def test_lines_of_a_log_that_are_no_records_are_left_out(tmp_path: Path) -> None:
+    log = TrainingLog(tmp_path / "m.safetensors")
+    for epoch in (1, 2):
+        log.add(0, EpochRecord(epoch=epoch, learning_rate=1e-3, train_mae=0.2, validation_mae=0.3))
+    written = log.path.read_text()
+    log.path.write_text(written + '[]\n7\n{"member": 0}\n{"member": "a", "epoch": 1, "train_mae": 1, "validation_mae": 1}\n')
+    log.finish(1, 2)
+    assert log.path.read_text() == written
 
 
 def test_processes_share_the_members_and_end_with_the_same_ensemble(run: Run, shard: Path) -> None:
@@ -199,7 +238,7 @@ def test_processes_share_the_members_and_end_with_the_same_ensemble(run: Run, sh
         (["--out", "weights.pkl"], "ends in .safetensors"),
         (["--out", "mine-{sha256}.safetensors"], "without {sha256}"),
         (["--out", "folder.safetensors"], "is a folder"),
-        (["--out", "notes.safetensors"], "notes.json, where the card goes, is no card"),
+        (["--out", "notes.safetensors"], "notes.json, where the card goes, cannot be read as one and would be lost ("),
         (["--out", "notes.json/mine.safetensors"], "no folder that can be written"),
         (["--out", "plain.safetensors"], "plain.state, where an interrupted training is kept, is a file"),
     ],
@@ -381,6 +420,14 @@ def test_a_scaling_law_goes_on_where_it_was_interrupted(shard: Path, monkeypatch
     monkeypatch.setattr("flows.scaling_law.reported_errors", twice)
     with pytest.raises(KeyboardInterrupt):
         measure_scaling_law(request, settings, Silent())
+    kept = Path("m.scaling.json").read_text()
+    for change in ({"n_train": 20.5}, {"errors": {}}, {"errors": {"at most 4 elements": float("nan")}}, {}):
+        edited = json.loads(kept)
+        edited["points"].append(edited["points"][0] | change)
+        Path("m.scaling.json").write_text(json.dumps(edited))
+        with pytest.raises(InvalidInput, match=r"m\.scaling\.json: point 2 is not one .* delete the file"):
+            measure_scaling_law(request, settings, Silent())
+    Path("m.scaling.json").write_text(kept)
     first = json.loads(Path("m.scaling.json").read_text())["points"]
     law = measure_scaling_law(request, settings, Silent())
     assert calls == 4

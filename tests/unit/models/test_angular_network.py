@@ -87,6 +87,26 @@ def test_angles_tell_apart_what_distances_do_not() -> None:
     assert abs(float(energies(network(), straight) - energies(network(), bent))) > 1e-3
 
 
+def test_an_edge_fades_out_at_the_cutoff() -> None:
+    subject, batch = network(), batch_of(crystal())
+    nearly = torch.full_like(batch.distances, SMALL.cutoff - 1e-3)
+    assert float(subject.radial(nearly, batch).max()) < 1e-6
+    assert float(subject.radial(nearly - 1.0, batch).max()) > 0.05
+
+
+def test_an_atom_learns_of_all_atoms_of_its_crystal_and_of_no_other() -> None:
+    """Also of those that no edge joins it to: the mean over the crystal counts."""
+    subject, batch = network().node_updates[0], batch_of(crystal(0, 4), crystal(1, 3))
+    torch.manual_seed(0)
+    nodes, received = torch.randn(2, 7, 16, dtype=torch.float64)
+    changed = nodes.clone()
+    changed[0, ::2] += 1.0  # the norm over features would hide a shift of all of them
+    with torch.inference_mode():
+        moved = (subject(changed, received, batch) - subject(nodes, received, batch)).abs().amax(1)
+    assert bool((moved[:4] > 1e-3).all())
+    assert float(moved[4:].max()) < 1e-12
+
+
 def test_orders_need_no_sorting() -> None:
     batch = batch_of(crystal(0, 3), crystal(1, 2))
     found, expected = edge_order(batch), EdgeOrder.of(batch.senders, batch.receivers, len(batch.atomic_numbers))

@@ -103,7 +103,7 @@ def test_a_batch_too_large_for_memory_is_halved(
     np.testing.assert_array_equal(ensemble.member_energies(crystals, volumes), np.moveaxis(single, 2, 0))
     assert max(sizes) > most
     most = 0
-    with pytest.raises(type(error)):
+    with pytest.raises(MemoryError, match=r"for one crystal with \d+ pairs of neighbours"):
         ensemble.member_energies(crystals)
 
 
@@ -157,7 +157,7 @@ def test_a_card_that_does_not_fit_is_refused(saved: Path, change: dict[str, obje
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path: Path, saved: Path) -> None:
-    with pytest.raises(InvalidCheckpoint, match="cannot be read"):
+    with pytest.raises(InvalidCheckpoint, match=r"nothing\.safetensors: no such file"):
         load_ensemble(tmp_path / "nothing.safetensors")
     for text in ("not json", "[" * 100_000, "9" * 5000):
         saved.with_suffix(".json").write_text(text)

@@ -95,6 +95,22 @@ def test_denoising_is_learnt_beside_energies() -> None:
     assert float(denoising_error(moves_of(subject, batch), moves, batch, 24)) < 0.6
 
 
+def test_the_weight_of_moves_counts() -> None:
+    """What asks for moves alone learns them further than what hardly asks."""
+    given = crystals(24)
+    data = Labelled(PackedGraphs.from_crystals(given, SHAPE.cutoff), torch.zeros(24))
+    errors = []
+    for weight in (1e-6, 1.0):
+        torch.manual_seed(0)
+        subject = AngularNetwork(SHAPE)
+        fit(subject, data, data, replace(TRAIN, denoising=weight))
+        torch.manual_seed(1)
+        batch, moves = deformed(data.inputs.batch(torch.arange(24)), TRAIN)
+        assert moves is not None
+        errors.append(float(denoising_error(moves_of(subject, batch), moves, batch, 24)))
+    assert errors[1] < 0.8 * errors[0]
+
+
 def test_radii_are_learnt_by_a_network_for_itself() -> None:
     given = crystals(8)
     data = Labelled(PackedGraphs.from_crystals(given, SHAPE.cutoff), torch.linspace(-1, 1, 8))

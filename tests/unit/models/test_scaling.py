@@ -8,7 +8,7 @@ from gnome.crystals.formula import parse_formula, split_bucket
 from gnome.models.compositional import CompositionalSettings
 from gnome.models.formulas import PackedFormulas
 from gnome.models.recipes import EnsembleSettings
-from gnome.models.scaling import Examples, PowerLaw, ScalingSettings, scaling_run, scaling_split
+from gnome.models.scaling import PowerLaw, ScalingExamples, ScalingSettings, scaling_run, scaling_split
 from gnome.models.training import TrainSettings
 
 
@@ -28,7 +28,7 @@ def test_a_power_law_is_found_with_an_interval_that_holds_it() -> None:
 def test_smaller_sets_lie_in_larger_ones_and_take_more_epochs() -> None:
     pack = PackedFormulas.from_compositions([{3: 1, 8: 1 + i} for i in range(90)])
     targets = np.arange(90) / 90
-    examples = Examples(pack, targets, np.arange(60), np.arange(60, 80), {"rest": np.arange(80, 90)})
+    examples = ScalingExamples(pack, targets, np.arange(60), np.arange(60, 80), {"rest": np.arange(80, 90)})
     recipe = EnsembleSettings(
         network=CompositionalSettings(width=16, heads=2, depth=1), train=TrainSettings(epochs=3, batch_size=10)
     )

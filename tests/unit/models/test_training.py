@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import numpy as np
 import pytest
 import torch
 from small_networks import small_network
 from torch import nn
 
+from gnome.crystals.crystal import Crystal
 from gnome.errors import InvalidCheckpoint, InvalidInput, TrainingDiverged
-from gnome.graphs.crystal_graph import GraphBatch
+from gnome.graphs.crystal_graph import GraphBatch, PackedGraphs
 from gnome.models.training import Labelled, TrainSettings, epoch_batches, fit, predict
 
 SETTINGS = TrainSettings(
@@ -130,6 +132,55 @@ def test_a_rate_rises_and_falls_to_nothing(labelled: Labelled) -> None:
     assert rates[0] < rates[1] < rates[2]
     assert max(rates) <= SETTINGS.learning_rate
     assert rates[-1] < 0.1 * SETTINGS.learning_rate
+
+
+def largest_changes(labelled: Labelled, settings: TrainSettings) -> tuple[float, float]:
+    """How far an epoch moves any weight of a matrix, and any of a bias or norm, relative to 1 or to what it was."""
+    network, before = small_network(), small_network()
+    fit(network, labelled, labelled, settings)
+    pairs = list(zip(network.parameters(), before.parameters(), strict=True))
+    moved = [(old.ndim > 1, float((new - old).abs().max() / max(1.0, float(old.abs().max())))) for new, old in pairs]
+    return max(far for is_matrix, far in moved if is_matrix), max(far for is_matrix, far in moved if not is_matrix)
+
+
+PLAIN = TrainSettings(epochs=1, batch_size=16, learning_rate=1e-3, weight_decay=0.0)
+
+
+def test_gradients_are_clipped(labelled: Labelled) -> None:
+    """Clipped to less than what Adam adds to a gradient's size (1e-8), they move next to nothing."""
+    assert min(largest_changes(labelled, PLAIN)) > 1e-3
+    assert max(largest_changes(labelled, replace(PLAIN, gradient_clip=1e-13))) < 1e-6
+
+
+def test_matrices_decay_and_biases_and_norms_do_not(labelled: Labelled) -> None:
+    decayed = replace(PLAIN, weight_decay=300.0, gradient_clip=1e-13)
+    matrices, others = largest_changes(labelled, decayed)
+    assert matrices > 0.1
+    assert others < 1e-6
+
+
+def test_volumes_are_varied_in_training_and_not_in_validation() -> None:
+    lengths: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small_network()
+
+        def forward(self, batch: GraphBatch) -> torch.Tensor:
+            lengths[self.training].append(batch.distances.detach())
+            return self.inner(batch)
+
+    single = Labelled(
+        PackedGraphs.from_crystals([Crystal(np.eye(3) * 3.0, np.array([29]), np.zeros((1, 3)))], 4.0), torch.zeros(1)
+    )
+    fit(Watched(), single, single, replace(PLAIN, epochs=60, volume_jitter=0.1))
+    exact = lengths[False][0]
+    assert all(torch.equal(exact, seen) for seen in lengths[False])
+    factors = torch.stack([(seen / exact) ** 3 for seen in lengths[True]])
+    torch.testing.assert_close(factors, factors[:, :1].expand_as(factors))
+    assert 0.9 <= float(factors.min()) < 0.93
+    assert 1.07 < float(factors.max()) <= 1.1
 
 
 def test_training_that_diverges_says_so(labelled: Labelled) -> None:
