@@ -138,8 +138,8 @@ def largest_changes(labelled: Labelled, settings: TrainSettings) -> tuple[float,
     """How far an epoch moves any weight of a matrix, and any of a bias or norm, relative to 1 or to what it was."""
     network, before = small_network(), small_network()
     fit(network, labelled, labelled, settings)
-    pairs = list(zip(network.parameters(), before.parameters(), strict=True))
-    moved = [(old.ndim > 1, float((new - old).abs().max() / max(1.0, float(old.abs().max())))) for new, old in pairs]
+    pairs = zip(network.state_dict().values(), before.state_dict().values(), strict=True)
+    moved = [(old.ndim > 1, float((new - old).abs().max() / old.abs().max().clamp(min=1))) for new, old in pairs]
     return max(far for is_matrix, far in moved if is_matrix), max(far for is_matrix, far in moved if not is_matrix)
 
 
@@ -199,6 +199,11 @@ def test_a_state_of_another_run_or_a_damaged_one_is_refused(labelled: Labelled, 
     with pytest.raises(InvalidCheckpoint, match="or data"):
         fit(small_network(), others, labelled, SETTINGS, state_path=path)
     whole = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    state["best_weights"].popitem()
+    torch.save(state, path)
+    with pytest.raises(InvalidCheckpoint, match="cannot be resumed"):
+        fit(small_network(), labelled, labelled, SETTINGS, state_path=path)
     path.write_bytes(whole[:1000])
     with pytest.raises(InvalidCheckpoint, match="cannot be resumed"):
         fit(small_network(), labelled, labelled, SETTINGS, state_path=path)
