@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2 if bad_usage else 1) from None
     except MemoryError as error:
         sys.stderr.write(
-            f"gnome: memory does not suffice ({' '.join(str(error).split())[:160] or 'give fewer or smaller crystals at once'})\n"
+            f"gnome: memory does not suffice ({' '.join(str(error).split())[:120]}); give fewer or smaller crystals at once\n"
         )
         raise SystemExit(1) from None
     except SystemExit as ended:

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from flows.cli import app, make_console, print_json
-from flows.settings import CampaignSettings, RoundSettings, Settings
+from flows.settings import SCREENED_PER_EVALUATION, CampaignSettings, RoundSettings, Settings
 from gnome.errors import InvalidInput
 
 campaign_app = typer.Typer(help="Run several rounds with learning in between, at once or on a schedule.", no_args_is_help=True)
@@ -20,7 +20,8 @@ EvaluatorName = Annotated[str, typer.Option(help="chgnet, emt, gpaw, recorded:FI
 Budget = Annotated[int, typer.Option(help="Evaluations in a round.")]
 Candidates = Annotated[int, typer.Option(help="Candidates to propose; with both pipelines, half of them structural.")]
 Screened = Annotated[
-    int | None, typer.Option(help="Compositions that get the full filter; 6 for each evaluation when not given.")
+    int | None,
+    typer.Option(help=f"Compositions that get the full filter; {SCREENED_PER_EVALUATION} for each evaluation when not given."),
 ]
 Order = Annotated[str, typer.Option(help="What is evaluated first: greedy (deepest below the hull) or stability (surest).")]
 Formulas = Annotated[int, typer.Option(help="Formulas that the compositional pipeline searches.")]

@@ -133,12 +133,12 @@ def _why_no_probability(row: dict[str, Any], volumes: int) -> str:
     """Say why a predicted crystal has no probability; empty where it has one, or was refused."""
     if row[Quantity.E_FORM_PER_ATOM] is None or row[Quantity.P_STABLE] is not None:
         return ""
+    if row["hull"] not in {None, row[Quantity.METHOD]}:
+        return f"too few candidates were evaluated under {row['hull']} to learn from how far predictions are off: run more rounds"
     if volumes != 1:
         return "several volumes are tried, for which the ensemble's errors are not known"
     if row["hull"] is None:
         return "no known phases have the elements: run a round, import crystals, or give --hull"
-    if row["hull"] != row[Quantity.METHOD]:
-        return f"too few unrelaxed crystals of known energy under {row['hull']} to learn errors from: import or evaluate more"
     return "the ensemble's errors were never measured: its card has no calibration"
 
 

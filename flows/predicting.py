@@ -98,7 +98,7 @@ def predict_files(
         row.update({name: row.get(name) for name in ANSWERED})
     believed = plausible_energies(energies.e_form_per_atom, energies.spread)
     for i in np.flatnonzero(~believed).tolist():
-        known[i][0][Quantity.REFUSED] = f"implausible_energy: {implausible(energies.e_form_per_atom[i])}"
+        known[i][0][Quantity.REFUSED] = f"implausible_energy: {implausible(energies.e_form_per_atom[i], energies.spread[i])}"
     plausible = np.flatnonzero(believed).tolist()
     known, energies = [known[i] for i in plausible], energies.of(plausible)
     for i, (row, _) in enumerate(known):

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from flows.progress import Listener
-from flows.training import TrainRequest, memory_named, only_training, read_examples, recipe_for
+from flows.training import TrainRequest, only_training, read_examples, recipe_for
 from gnome.atomic_write import atomic_write
 from gnome.errors import InvalidInput
+from gnome.models.memory import memory_named
 from gnome.models.metrics import Array
 from gnome.models.ranks import Ranks
 from gnome.models.recipes import EnsembleSettings
@@ -35,7 +36,7 @@ def measure_scaling_law(request: TrainRequest, scaling: ScalingSettings, listene
         raise InvalidInput("--scaling-law is for structural networks")
     if Ranks.from_environment().world > 1:
         raise InvalidInput("--scaling-law runs in one process; start it without torchrun")
-    with only_training(request.out), memory_named(request):
+    with only_training(request.out):
         return _measure(request, scaling, listener)
 
 
@@ -52,18 +53,18 @@ def _measure(request: TrainRequest, scaling: ScalingSettings, listener: Listener
             f"{scaling_file(request.out, 'json')}: is no measurement of this kind and would be lost; choose another --out"
         )
     key = _digest(recipe, scaling, read.formulas, read.inputs, read.targets)
-    points = _known_points(request.out, key, set(reported))
+    runs = [(n, seed) for n in sizes for seed in range(scaling.seeds)]
+    points = _known_points(request.out, key, set(reported), runs)
     n_reported = {name: len(rows) for name, rows in reported.items()}
-    with listener.stage("training", len(sizes) * scaling.seeds - len(points), "runs") as count:
-        for n in sizes:
-            for seed in range(scaling.seeds):
-                if any((point["n_train"], point["seed"]) == (n, seed) for point in points):
-                    continue
-                run = scaling_run(recipe, scaling, examples, n, seed, device)
-                fit(run.network, run.train, run.validation, run.settings)
-                points.append({"n_train": n, "seed": seed, "errors": reported_errors(run.network, examples, device)})
-                _write(request.out, {"run": key, "points": points})
-                count()
+    known = {(point["n_train"], point["seed"]) for point in points}
+    with listener.stage("training", len(runs) - len(known), "runs") as count:
+        for n, seed in (run for run in runs if run not in known):
+            prepared = scaling_run(recipe, scaling, examples, n, seed, device)
+            with memory_named(f"batches of {request.batch_size} at width {request.width} are too large: give less of either"):
+                fit(prepared.network, prepared.train, prepared.validation, prepared.settings)
+            points.append({"n_train": n, "seed": seed, "errors": reported_errors(prepared.network, examples, device)})
+            _write(request.out, {"run": key, "points": points})
+            count()
     law = summary(points, n_reported) | {"settings": asdict(recipe), "run": key}
     _write(request.out, law)
     draw(law, scaling_file(request.out, "svg"))
@@ -80,35 +81,41 @@ def _digest(recipe: EnsembleSettings, scaling: ScalingSettings, formulas: Sequen
 def _is_ours(path: Path) -> bool:
     """Whether there is no file, or one that a measurement wrote."""
     try:
-        return not path.exists() or {"run", "points"} <= set(json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"run": "", "points": []}
+        return isinstance(found, dict) and {"run", "points"} <= set(found)
     except (OSError, ValueError, TypeError):
         return False
 
 
-def _known_points(out: Path, key: str, names: Collection[str]) -> list[Point]:
-    """Read what an interrupted measurement of the same name has left; raises InvalidInput for points that it did not write so."""
+def _known_points(out: Path, key: str, names: Collection[str], runs: Collection[tuple[int, int]]) -> list[Point]:
+    """Read what an interrupted measurement of the same name has left of its runs, each a size and a seed.
+
+    Raises InvalidInput for points that it did not write so.
+    """
     path = scaling_file(out, "json")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        points = list(found["points"]) if found["run"] == key else []
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return []
-    seen: set[tuple[int, int]] = set()
-    for place, point in enumerate(points, start=1):
-        if not _is_point(point, names) or (point["n_train"], point["seed"]) in seen:
+    if found["run"] != key:
+        return []
+    points, left = found["points"], set(runs)
+    for place, point in enumerate(points if isinstance(points, list) else [points], start=1):
+        if not _is_point(point, names) or (point["n_train"], point["seed"]) not in left:
             raise InvalidInput(
                 f"{path}: point {place} is not one that this measurement wrote, or is there twice; delete the file"
             )
-        seen.add((point["n_train"], point["seed"]))
-    return points
+        left.remove((point["n_train"], point["seed"]))
+    return list(points)
 
 
 def _is_point(point: Any, names: Collection[str]) -> bool:
     try:
-        errors = [float(point["errors"][name]) for name in names]
-        return type(point["n_train"]) is int and type(point["seed"]) is int and all(0 < error < math.inf for error in errors)
-    except (KeyError, TypeError, ValueError):
+        errors = [point["errors"][name] for name in names]
+        whole = type(point["n_train"]) is int and type(point["seed"]) is int
+    except (KeyError, TypeError):
         return False
+    return whole and all(type(error) is float and 0 < error < math.inf for error in errors)
 
 
 def _write(out: Path, law: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """`gnome train`: shards of labelled crystals in, an ensemble with its card out."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +21,11 @@ from gnome.models.angular_network import AngularSettings
 from gnome.models.checkpoint import Network, load_ensemble, read_card, save_ensemble
 from gnome.models.compositional import TARGETS, CompositionalSettings
 from gnome.models.datasets import Split, labelled_subset, read_labelled_crystals, split_by_formula
-from gnome.models.ensemble import calibrate_crystals, is_out_of_memory, median_and_spread
+from gnome.models.ensemble import calibrate_crystals, median_and_spread
 from gnome.models.formula_ensemble import calibrate_formulas
 from gnome.models.formula_labels import read_labelled_formulas
 from gnome.models.linear import Precision
+from gnome.models.memory import memory_named
 from gnome.models.metrics import Array, atomic_fractions, fit_linear_model, score
 from gnome.models.ranks import Ranks
 from gnome.models.recipes import STRUCTURE_RECIPES, EnsembleSettings, NetworkSettings, train_members
@@ -109,22 +110,6 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any] | N
     Processes that torchrun started share the members, and the folder that `out` is in; all but the first return None.
     """
     ranks = Ranks.from_environment()
-    with only_training(request.out) if ranks.rank == 0 else nullcontext(), memory_named(request):
-        return _train_files(request, ranks, listener)
-
-
-@contextmanager
-def memory_named(request: TrainRequest) -> Iterator[None]:
-    """Raise MemoryError, with what takes less, where torch has none left."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryError(f"training in batches of {request.batch_size} at width {request.width}: give less of either") from error
-
-
-def _train_files(request: TrainRequest, ranks: Ranks, listener: Listener) -> dict[str, Any] | None:
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     examples = read_examples(request, ranks.device)
@@ -138,9 +123,17 @@ def _train_files(request: TrainRequest, ranks: Ranks, listener: Listener) -> dic
         name: labelled_subset(examples.inputs, examples.targets, getattr(split, name), ranks.device)
         for name in ("train", "validation", "test")
     }
-    members = _train(request, recipe_for(request, examples.columns[split.train]), parts, ranks, listener)
-    if members is None:
-        return None
+    recipe = recipe_for(request, examples.columns[split.train])
+    with only_training(request.out) if ranks.rank == 0 else nullcontext():
+        with memory_named(f"batches of {request.batch_size} at width {request.width} are too large: give less of either"):
+            members = _train(request, recipe, parts, ranks, listener)
+        return None if members is None else _shipped(request, members, examples, split, parts)
+
+
+def _shipped(
+    request: TrainRequest, members: Sequence[Network], examples: Examples, split: Split, parts: Mapping[str, Labelled]
+) -> dict[str, Any]:
+    """Write the weights, measure them as they were rounded for the file, and write their card; returns it."""
     card: dict[str, Any] = {
         "method": request.method,
         "elements": sorted({z for i in split.train for z in parse_formula(examples.formulas[i])}),
@@ -149,7 +142,7 @@ def _train_files(request: TrainRequest, ranks: Ranks, listener: Listener) -> dic
         "metrics": {},
     }
     save_ensemble(request.out, members, card)
-    shipped, _ = load_ensemble(request.out)  # the weights as they were rounded for the file
+    shipped, _ = load_ensemble(request.out)
     written = save_ensemble(request.out, members, card | _measured(request, shipped, examples, split, parts))
     TrainingLog(request.out).finish(request.members, request.epochs)
     _forget_states(request)
@@ -205,12 +198,12 @@ def _measured(
         return np.stack([predict(member.to(device), part.inputs).double().cpu().numpy() for member in members])
 
     found: dict[str, Any] = {}
-    held = answers(parts["validation"]), examples.targets[split.validation]
+    of_validation = answers(parts["validation"]), examples.targets[split.validation]
     if request.kind == "compositional":
         knows = {str(name): bool(np.isfinite(examples.columns[split.train, i]).any()) for i, name in enumerate(TARGETS)}
-        found["schemes"] = [{"method": request.method, **knows, "calibration": calibrate_formulas(*held)}]
+        found["schemes"] = [{"method": request.method, **knows, "calibration": calibrate_formulas(*of_validation)}]
     else:
-        found["calibration"] = calibrate_crystals(*held)
+        found["calibration"] = calibrate_crystals(*of_validation)
     if len(split.test) > 1:
         found["metrics"] = measured(request.kind, examples, split, median_and_spread(answers(parts["test"]))[0])
     return found
@@ -220,11 +213,16 @@ def _forget_states(request: TrainRequest) -> None:
     state = _state_folder(request.out)
     for i in range(request.members):
         (state / f"member{i}.pt").unlink(missing_ok=True)
+    with suppress(OSError):  # a folder that holds something else stays
+        state.rmdir()
 
 
 def only_training(out: Path) -> AbstractContextManager[None]:
     """Context in which no other process trains what goes to `out`."""
-    return held(_state_folder(out) / "lock", f"--out {out}: another training writes there; wait for it, or choose another name")
+    return held(
+        out.with_name(f".{out.stem}.training.lock"),
+        f"--out {out}: another training writes there; wait for it, or choose another name",
+    )
 
 
 def _state_folder(out: Path) -> Path:
@@ -270,7 +268,8 @@ def read_examples(request: TrainRequest, device: torch.device) -> Examples:
     """Pack graphs of all crystals, found on a device, or formulas with their lowest energies."""
     if request.kind == "structural":
         crystals, energies = read_labelled_crystals(request.files)
-        pack = PackedGraphs.from_crystals(crystals, STRUCTURE_RECIPES[request.network][0].cutoff, device)
+        with memory_named(f"the graphs of {len(crystals)} crystals are too large together: give fewer"):
+            pack = PackedGraphs.from_crystals(crystals, STRUCTURE_RECIPES[request.network][0].cutoff, device)
         return Examples(pack, energies, [crystal.reduced_formula for crystal in crystals])
     labelled = read_labelled_formulas(request.files)
     return Examples(labelled.pack(), labelled.targets, labelled.formulas)

@@ -58,7 +58,7 @@ class TrainingLog:
 
     def _lines(self) -> list[Line]:
         found = []
-        for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else ():
             try:
                 line = json.loads(text)
             except ValueError:  # cut short by a kill; the epoch is trained again
@@ -70,8 +70,8 @@ class TrainingLog:
 
 def _is_record(line: Any) -> bool:
     """Whether a line says what this class writes, as those do not that others have added."""
-    numbers = ("member", "epoch", "train_mae", "validation_mae")
-    return isinstance(line, dict) and all(isinstance(line.get(name), int | float) for name in numbers)
+    kinds = {"member": int, "epoch": int, "train_mae": float, "validation_mae": float}
+    return isinstance(line, dict) and all(type(line.get(name)) is kind for name, kind in kinds.items())
 
 
 def _draw(lines: Sequence[Line], path: Path) -> None:

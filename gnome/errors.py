@@ -5,6 +5,7 @@
     │   └── InvalidCrystal      a crystal that fails a gate; `reason` is a stable code
     ├── InvalidCheckpoint       weights that are missing, truncated, altered or of another kind
     ├── TrainingDiverged        a training whose errors were no numbers in any epoch
+    ├── OutOfMemory             memory that does not suffice for what was asked
     ├── DatabaseUnavailable     the database cannot be opened, read or written
     ├── RoundBusy               another process holds the lease on the round
     └── EvaluatorUnavailable    the evaluator or one of its references is not there
@@ -36,6 +37,10 @@ class InvalidCheckpoint(GnomeError):
 
 class TrainingDiverged(GnomeError):
     """A training that left nothing to keep."""
+
+
+class OutOfMemory(GnomeError):
+    """Memory that does not suffice."""
 
 
 class DatabaseUnavailable(GnomeError):

@@ -149,8 +149,10 @@ def plausible_energies(e_forms: NDArray[np.float64], spreads: NDArray[np.float64
     return np.asarray((e_forms >= low) & (e_forms <= high) & np.isfinite(spreads))
 
 
-def implausible(e_form: float) -> str:
+def implausible(e_form: float, spread: float) -> str:
     """Say what is wrong with such a prediction, eV/atom."""
+    if not np.isfinite(spread):
+        return "not all members of the ensemble answer with a number"
     return f"predicted {e_form:.3g} eV/atom, expected {PLAUSIBLE_E_FORM[0]:g} to {PLAUSIBLE_E_FORM[1]:g}"
 
 
@@ -248,7 +250,7 @@ def screen(
     decomposition[plausible] = hull.decomposition_energies([compositions[i] for i in plausible], e_forms[plausible])
     for i, (position, candidate) in enumerate(admitted):
         if np.isnan(decomposition[i]):
-            message = f"{candidate.crystal.reduced_formula}: {implausible(e_forms[i])}"
+            message = f"{candidate.crystal.reduced_formula}: {implausible(e_forms[i], energies.spread[i])}"
             results[position] = Refusal(candidate_id=candidate.id, reason="implausible_energy", message=message)
             continue
         results[position] = Prediction(

@@ -103,7 +103,7 @@ def _check_columns(atoms: Atoms, lines: list[str]) -> None:
     places, start = {}, 0
     for name, width in re.findall(r"([^:]+):[A-Z]:(\d+):?", columns[1] if columns else ""):
         places[name], start = start, start + int(width)
-    if columns and "pos" not in places:
+    if columns and not {"pos", "positions"} & places.keys():
         raise InvalidCrystal("malformed", f"no column pos among {', '.join(places)}; positions are needed")
     if {"species", "Z"} <= places.keys():
         for line in lines[1:]:

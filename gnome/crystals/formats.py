@@ -198,7 +198,7 @@ def _refuse(error: Exception, n_read: int = 0) -> Callable[[], tuple[Crystal, di
     """Refuse a draft, or what a file has behind so many."""
     reason = error.reason if isinstance(error, InvalidCrystal) else "malformed"
     text = str(error) if isinstance(error, InvalidCrystal) else f"cannot be read ({error}); check the file"
-    behind = f"; {n_read} structures were read before this, what follows in the file was not" if n_read else ""
+    behind = f"; {n_read} entries came before this, the rest of the file was not read" if n_read else ""
 
     def make() -> tuple[Crystal, dict[str, Any]]:
         raise InvalidCrystal(reason, text + behind)
@@ -281,7 +281,8 @@ def _read_json_lines(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
             number += 1
             label = f"{path}:{number}"
             if len(line) > limits.max_text_bytes:
-                raise InvalidCrystal("too_large", f"line {number} is over {limits.max_text_bytes} bytes")
+                message = f"line {number} is over {limits.max_text_bytes} bytes"
+                raise InvalidCrystal("too_large", message if number > 1 else f"{message}; the rest of the file was not read")
             if not line.strip():
                 continue
             try:
@@ -324,8 +325,10 @@ def _read_csv(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
 
 
 def _row(row: dict[str, Any], limits: ReadLimits) -> tuple[Crystal, dict[str, Any]]:
-    if None in row or not row.get("cif"):
-        raise InvalidCrystal("malformed", "the row has no CIF or more cells than the header; is its quoting right?")
+    if None in row:
+        raise InvalidCrystal("malformed", "the row has more cells than the header; is its quoting right?")
+    if not isinstance(row["cif"], str) or not row["cif"]:
+        raise InvalidCrystal("malformed", "the row has no CIF; is its quoting right?")
     if any(re.search("[\ud800-\udfff]", str(value)) for value in row.values()):
         raise InvalidCrystal("not_text", "the row holds bytes that are not UTF-8")
     if len(split_blocks(row["cif"])) > 1:
@@ -341,8 +344,11 @@ def _row(row: dict[str, Any], limits: ReadLimits) -> tuple[Crystal, dict[str, An
 
 def _read_parquet(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        missing = [name for name in _STRUCTURE if name not in file.schema_arrow.names]
-        if missing and "cif" not in file.schema_arrow.names:
+        names = file.schema_arrow.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InvalidCrystal("malformed", f"several columns named {', '.join(twice)}; keep one")
+        missing = [name for name in _STRUCTURE if name not in names]
+        if missing and "cif" not in names:
             raise InvalidCrystal("malformed", f"no column {', '.join(missing)}, and none named cif; not a table of crystals")
         read = _row if missing else _shard_row
         number = 0

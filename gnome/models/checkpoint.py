@@ -87,13 +87,11 @@ def load_ensemble(path: Path) -> tuple[list[Network], dict[str, Any]]:
 
     Raises InvalidCheckpoint when a file is missing, truncated, altered, or does not describe a network of this version.
     """
-    if not path.exists():
-        raise InvalidCheckpoint(f"{path}: no such file")
-    card = read_card(path)
     try:
         blob = path.read_bytes()
     except OSError as error:
         raise InvalidCheckpoint(f"{path}: cannot be read ({error.strerror})") from None
+    card = read_card(path)
     if hashlib.sha256(blob).hexdigest() != card.get("sha256"):
         raise InvalidCheckpoint(
             f"{path}: the weights are not those its card describes (truncated or altered); get the file again"

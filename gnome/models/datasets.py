@@ -53,7 +53,7 @@ def read_labelled_crystals(paths: Sequence[Path]) -> tuple[list[Crystal], NDArra
             is_number = isinstance(label, int | float) and not isinstance(label, bool)
             if not is_number or not PLAUSIBLE_E_FORM[0] <= label <= PLAUSIBLE_E_FORM[1]:
                 expected = f"expected a number from {PLAUSIBLE_E_FORM[0]:g} to {PLAUSIBLE_E_FORM[1]:g} eV/atom"
-                raise InvalidInput(f"{path}: row {row} has {Quantity.E_FORM_PER_ATOM} = {str(label)[:60]!r}, {expected}")
+                raise InvalidInput(f"{path}: row {row} has {Quantity.E_FORM_PER_ATOM} = {repr(label)[:60]}, {expected}")
             try:
                 check_crystal(rows[row])
             except InvalidCrystal as error:

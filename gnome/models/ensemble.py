@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from gnome.crystals.crystal import Crystal
-from gnome.errors import InvalidCheckpoint
+from gnome.errors import InvalidCheckpoint, OutOfMemory
 from gnome.fp8.edge_block import set_edge_precision
 from gnome.graphs.crystal_graph import GraphBatch, PackedGraphs
 from gnome.models.angular_network import AngularNetwork
 from gnome.models.calibration import ErrorCalibration
 from gnome.models.checkpoint import Network, load_ensemble
 from gnome.models.linear import Precision, autocast
+from gnome.models.memory import is_out_of_memory
 from gnome.models.structural import StructuralNetwork
 
 _Net = TypeVar("_Net")
@@ -96,6 +97,7 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
         """Predict eV/atom, shape (members, volume scales, crystals); neighbours are those of the unscaled cell.
 
         Crystals and volumes go through the networks side by side, as many as fill a batch; one that memory is too small for is halved.
+        Raises OutOfMemory where that is one crystal.
         """
         for member in self.members:
             set_edge_precision(member, self.precision)
@@ -115,7 +117,11 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
                 if not is_out_of_memory(error):
                     raise
                 if len(asked) == 1:
-                    raise MemoryError(f"for one crystal with {int(edges[asked[0]])} pairs of neighbours; leave it out") from error
+                    crystal = crystals[int(asked[0]) // n_scales]
+                    raise OutOfMemory(
+                        f"memory does not suffice for {crystal.reduced_formula} ({crystal.id}), whose atoms have {int(edges[asked[0]])} "
+                        "pairs of neighbours; leave it out"
+                    ) from error
                 waiting += asked.chunk(2)
         return np.ascontiguousarray(out.reshape(len(self.members), len(crystals), n_scales).swapaxes(1, 2))
 
@@ -123,11 +129,6 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
         """Predict (members, graphs) of one batch."""
         with autocast(self.precision, batch.vectors.device):
             return torch.stack([member(batch).double() for member in self.members])
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory, of a GPU or of the machine, which it tells by the message alone."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def load_kind(path: Path, name: str, kinds: Sequence[str], device: torch.device | str) -> tuple[list[Network], dict[str, Any]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gnome.atomic_write import atomic_write
 from gnome.errors import InvalidCheckpoint
+from gnome.models.memory import is_out_of_memory
 
 _CHUNK = 4096
 
@@ -61,6 +62,8 @@ def read_state(path: Path, device: torch.device, key: str) -> Iterator[dict[str,
     except UnpicklingError as error:  # torch's message advises to read it unsafely
         raise InvalidCheckpoint(f"{path} cannot be resumed (it holds what no state does); delete it to start anew") from error
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+        if is_out_of_memory(error):  # there is nothing wrong with the state
+            raise
         reason = str(error).split("\n", 1)[0][:200]
         raise InvalidCheckpoint(f"{path} cannot be resumed ({reason}); delete it to start anew") from error
 

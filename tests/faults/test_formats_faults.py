@@ -243,7 +243,9 @@ def test_what_was_not_read_of_a_file_is_said(tmp_path: Path) -> None:
         *read, last = read_crystals(tmp_path / name)
         assert [type(item) for item in read] == [ReadCrystal] * n_read
         assert isinstance(last, Refusal)
-        assert f"; {n_read} structures were read before this, what follows in the file was not" in last.message
+        assert f"; {n_read} entries came before this, the rest of the file was not read" in last.message
+    (tmp_path / "c.jsonl").write_text("x" * 3_000_000 + "\n{}\n")
+    assert "the rest of the file was not read" in refusal(tmp_path / "c.jsonl").message
 
 
 def test_a_packed_table_may_hold_cifs(tmp_path: Path) -> None:
@@ -253,6 +255,8 @@ def test_a_packed_table_may_hold_cifs(tmp_path: Path) -> None:
     first, _, third = read_crystals(tmp_path / "a.parquet")
     assert isinstance(first, ReadCrystal)
     assert isinstance(third, ReadCrystal)
+    pq.write_table(pa.table([["x"], ["y"]], names=["cif", "cif"]), tmp_path / "b.parquet")
+    assert "several columns named cif" in refusal(tmp_path / "b.parquet").message
     assert (first.label, first.fields["e_form_per_atom"], third.fields["e_form_per_atom"]) == ("one", 0.0, None)
 
 

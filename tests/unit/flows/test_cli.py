@@ -7,13 +7,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer
 from emt_world import known_crystals, l1_2, round_settings, write_folder
 from typed_commands import Gnome, failed
 
-from flows.cli import app
+from flows.__main__ import main as start
+from flows.cli import INTERRUPTED, app
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal, read_crystals
 from gnome.crystals.shards import read_shard
@@ -285,6 +287,27 @@ def test_the_program_itself_ends_with_the_codes_it_promises(database: Path) -> N
         assert done.returncode == code
         assert "Traceback" not in done.stderr
         assert done.stderr.count("\n") == (code != 0) or "raise --limit" in done.stderr
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_an_interrupted_start_is_one_line(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, loaded: bool
+) -> None:
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    if loaded:
+        monkeypatch.setattr("flows.cli.main", interrupted)
+    else:
+        monkeypatch.setitem(sys.modules, "flows.cli", Interrupted("flows.cli"))
+    with pytest.raises(SystemExit) as ended:
+        start()
+    assert ended.value.code == INTERRUPTED
+    assert capfd.readouterr().err.strip() == "gnome: interrupted before it began"
 
 
 def test_known_crystals_are_distinct() -> None:

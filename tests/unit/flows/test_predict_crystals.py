@@ -55,9 +55,16 @@ def test_predict_refuses_elements_the_ensemble_never_saw(gnome: Gnome, own_folde
     assert row["e_form_per_atom"] is None
 
 
-@pytest.mark.parametrize(("energy", "spread"), [(float("nan"), 0.0), (-11402.97, 0.1), (-1.0, float("inf"))])
+@pytest.mark.parametrize(
+    ("energy", "spread", "why"),
+    [
+        (float("nan"), 0.0, "predicted nan eV/atom"),
+        (-11402.97, 0.1, "predicted -1.14e+04 eV/atom"),
+        (-1.0, float("inf"), "not all members"),
+    ],
+)
 def test_predict_refuses_absurd_energies(
-    gnome: Gnome, own_folder: Path, monkeypatch: pytest.MonkeyPatch, energy: float, spread: float
+    gnome: Gnome, own_folder: Path, monkeypatch: pytest.MonkeyPatch, energy: float, spread: float, why: str
 ) -> None:
     monkeypatch.setattr(
         "flows.predicting.predict_energies",
@@ -67,7 +74,7 @@ def test_predict_refuses_absurd_energies(
     )
     folder = write_folder(own_folder / "in", {"a": l1_2("Au", "Cu"), "b": l1_2("Cu", "Au")})
     absurd, good = gnome("predict", folder, "--json").json
-    assert absurd["refused"].startswith("implausible_energy: predicted")
+    assert absurd["refused"].startswith(f"implausible_energy: {why}")
     assert absurd["e_form_per_atom"] is None
     assert absurd["p_stable"] is None
     assert good["refused"] is None
@@ -129,6 +136,16 @@ def test_predict_judges_by_the_crystals_of_the_database(
         assert rows[0]["hull"].startswith("emt")
         assert 0 < rows[0]["p_stable"] < 1
         assert (rows[0]["e_form_uncertainty"] is None) == bool(more)
+
+
+def test_predict_says_when_too_few_were_evaluated_to_know_its_errors(gnome: Gnome, database: Path, own_folder: Path) -> None:
+    assert database
+    folder = write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")})
+    for more in ([], ["--volumes", "3"]):
+        (row,) = gnome("predict", folder, "--json", *more).json
+        assert row["hull"].startswith("emt")
+        assert row["p_stable"] is None
+        assert "no p_stable where too few candidates were evaluated under emt" in gnome("predict", folder, *more).out
 
 
 def test_predict_fits_an_offset_once_and_anew_where_what_it_left_is_damaged(

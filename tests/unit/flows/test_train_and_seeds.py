@@ -1,11 +1,10 @@
 """`gnome train` on small shards, and the shipped seeds in a database of their own."""
 
+import fcntl
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,61 +13,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from typed_commands import SMALL_TRAINING, Run
 
 from flows.cli import main
+from flows.lock import held
 from flows.progress import Silent
-from flows.scaling_law import measure_scaling_law
 from flows.settings import Settings
 from flows.training import TrainRequest, defaults_for, only_training, recipe_for, train_files
 from flows.training_log import TrainingLog
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard, write_shard
 from gnome.errors import InvalidCheckpoint, InvalidInput
-from gnome.models import scaling
 from gnome.models.checkpoint import load_ensemble
 from gnome.models.formula_ensemble import CompositionalEnsemble
 from gnome.models.formula_labels import read_labelled_formulas
 from gnome.models.recipes import STRUCTURE_NETWORK, STRUCTURE_TRAIN
-from gnome.models.scaling import ScalingSettings, reported_errors
 from gnome.models.structural import StructuralSettings
 from gnome.models.training import EpochRecord
 from gnome.shipped import shipped_data
 
 pytestmark = pytest.mark.usefixtures("own_folder")
-Run = Callable[..., Any]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the program and parse its JSON."""
-
-    def answer(*arguments: object) -> Any:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        assert not ended.value.code, err
-        return json.loads(out)
-
-    return answer
-
-
-@pytest.fixture(scope="module")
-def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six hundred cubic compounds of two elements, with an energy that depends on the elements alone."""
-    generator = np.random.default_rng(0)
-    crystals, energies = [], []
-    for first in range(3, 40):
-        for second in range(first + 1, min(first + 18, 57)):
-            a = 2.6 + 0.02 * ((first + second) % 40)
-            crystals.append(Crystal(np.eye(3) * a, np.array([first, second]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]])))
-            energies.append(-0.02 * (second - first) + 0.01 * float(generator.normal()))
-    path = tmp_path_factory.mktemp("shards") / "labelled.parquet"
-    write_shard(path, crystals, {"e_form_per_atom": energies})
-    return path
-
-
-SMALL = ["--method", "made-up", "--members", "2", "--width", "16", "--epochs", "3", "--batch-size", "64"]
 
 
 def test_the_recipe_is_followed_unless_something_else_is_asked_for(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +64,7 @@ def test_a_network_named_for_formulas_is_refused(shard: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("kind", ["structural", "compositional"])
 def test_train_writes_weights_that_predict_and_a_card_that_says_what_they_are(run: Run, shard: Path, kind: str) -> None:
-    card = run("train", kind, shard, "--out", "mine.safetensors", *SMALL, "--json")
+    card = run("train", kind, shard, "--out", "mine.safetensors", *SMALL_TRAINING, "--json")
     members, stored = load_ensemble(Path("mine.safetensors"))
     assert stored == card
     assert len(members) == 2
@@ -128,7 +92,7 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
     from collections.abc import Iterator
     from contextlib import contextmanager
 
-    from flows.progress import Counter, Silent
+    from flows.progress import Counter
 
     class Interrupting(Silent):
         @contextmanager
@@ -173,14 +137,35 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
 
 
 def test_two_trainings_do_not_write_to_one_place(shard: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = ["train", "structural", str(shard), *SMALL, "--out", "mine.safetensors"]
+    arguments = ["train", "structural", str(shard), *SMALL_TRAINING, "--out", "mine.safetensors"]
     with only_training(Path("mine.safetensors")):
         for more in ([], ["--scaling-law", "--smallest", "20"]):
             with pytest.raises(SystemExit) as ended:
                 main([*arguments, *more])
             assert ended.value.code == 2
             assert "--out mine.safetensors: another training writes there" in capfd.readouterr().err
-    assert not Path("mine.state").exists()
+    assert list(Path().iterdir()) == []
+
+
+def test_a_place_is_held_by_one_also_where_the_file_was_removed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flock, calls = tmp_path / "lock", fcntl.flock, 0
+
+    def removed_before(file: Any, operation: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            path.unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr("flows.lock.fcntl.flock", removed_before)
+    with held(path, "busy"):
+        assert calls == 2
+        with pytest.raises(InvalidInput, match="busy"), held(path, "busy"):
+            pass
+        assert path.exists(), "who is refused takes nothing away"
+    assert not path.exists()
 
 
 def test_a_training_that_memory_is_too_small_for_is_one_line(
@@ -191,10 +176,10 @@ def test_a_training_that_memory_is_too_small_for_is_one_line(
 
     monkeypatch.setattr("flows.training.train_members", run_out)
     with pytest.raises(SystemExit) as ended:
-        main(["train", "structural", str(shard), *SMALL])
+        main(["train", "structural", str(shard), *SMALL_TRAINING])
     assert ended.value.code == 1
     err = capfd.readouterr().err
-    assert "memory does not suffice (training in batches of 64 at width 16: give less of either)" in err
+    assert err.splitlines()[-1] == "gnome: memory does not suffice: batches of 64 at width 16 are too large: give less of either"
     assert "Traceback" not in err
 
 
@@ -203,13 +188,14 @@ def test_lines_of_a_log_that_are_no_records_are_left_out(tmp_path: Path) -> None
     for epoch in (1, 2):
         log.add(0, EpochRecord(epoch=epoch, learning_rate=1e-3, train_mae=0.2, validation_mae=0.3))
     written = log.path.read_text()
-    log.path.write_text(written + '[]\n7\n{"member": 0}\n{"member": "a", "epoch": 1, "train_mae": 1, "validation_mae": 1}\n')
+    odd = '[]\n7\n{"member": 0}\n{"member": 0, "epoch": 1, "train_mae": Infinity, "validation_mae": true}\n'
+    log.path.write_bytes((written + odd).encode() + b"\xff\xfe\n")
     log.finish(1, 2)
     assert log.path.read_text() == written
 
 
 def test_processes_share_the_members_and_end_with_the_same_ensemble(run: Run, shard: Path) -> None:
-    arguments = ["train", "structural", shard, *SMALL, "--members", 2, "--json"]
+    arguments = ["train", "structural", shard, *SMALL_TRAINING, "--members", 2, "--json"]
     alone = run(*arguments, "--out", "alone.safetensors")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "flows.cli"]
     ended = subprocess.run(
@@ -313,7 +299,7 @@ def table_of_formulas(path: Path, **changes: list[object]) -> Path:
 
 def test_formulas_are_trained_on_both_energies(run: Run) -> None:
     table = table_of_formulas(Path("formulas.parquet"))
-    card = run("train", "compositional", table, "--out", "mine.safetensors", *SMALL, "--json")
+    card = run("train", "compositional", table, "--out", "mine.safetensors", *SMALL_TRAINING, "--json")
     (scheme,) = card["schemes"]
     assert (scheme["method"], scheme["decomposition_energy"]) == ("made-up", True)
     assert set(scheme["calibration"]) <= {"e_form_per_atom", "decomposition_energy", "stable"}
@@ -328,7 +314,7 @@ def test_what_was_not_learnt_is_not_answered(run: Run) -> None:
     table = table_of_formulas(Path("formulas.parquet"), e_form_per_atom=[None] * 1000, decomposition_energy=[0.1, -0.1] * 500)
     Path("mine.state").mkdir()
     Path("mine.state/notes").touch()
-    run("train", "compositional", table, "--out", "mine.safetensors", *SMALL, "--json")
+    run("train", "compositional", table, "--out", "mine.safetensors", *SMALL_TRAINING, "--json")
     assert [path.name for path in Path("mine.state").iterdir()] == ["notes"]
     (row,) = run("predict", "--formula", "NaCl", "--model", "mine.safetensors", "--json")
     assert row["e_form_per_atom"] is row["spread"] is row["e_form_uncertainty"] is None
@@ -381,82 +367,12 @@ def test_a_shard_of_crystals_teaches_decomposition_energies_too(shard: Path) -> 
     assert np.isnan(read_labelled_formulas([shard]).targets[:, 1]).all()
 
 
-def test_the_scaling_law_is_measured_and_drawn(run: Run, shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "ScalingSettings", partial(scaling.ScalingSettings, least_steps=60))
-    crystals, columns, _ = read_shard(shard)
-    five = Crystal.from_symbols(np.eye(3) * 8, ["Li", "Na", "K", "Rb", "O"], np.arange(15).reshape(5, 3) / 15)
-    many = [Crystal(five.lattice * (1 + 0.01 * i), np.array([3, 11, 19, 37, 8 + i]), five.frac_coords) for i in range(20)]
-    write_shard(Path("all.parquet"), [*crystals, *many], {"e_form_per_atom": [*columns["e_form_per_atom"], *[0.0] * len(many)]})
-    wanted = "--scaling-law", "--smallest", 20
-    law = run("train", "structural", "all.parquet", "--out", "m.safetensors", *SMALL, "--learning-rate", 5e-3, *wanted, "--json")
-    sizes = sorted({point["n_train"] for point in law["points"]})
-    assert len(sizes) == 6
-    assert sizes[0] == 20
-    assert len(law["points"]) == 18
-    assert set(law["laws"]) == {"at most 4 elements", "more"}
-    own = law["laws"]["at most 4 elements"]
-    assert own["low"] < own["exponent"] < own["high"]
-    assert own["exponent"] > 0, "what depends on the elements alone is learnt better from more crystals"
-    assert json.loads(Path("m.scaling.json").read_text()) == law
-    assert Path("m.scaling.svg").read_text().startswith("<?xml")
-
-
-def test_a_scaling_law_goes_on_where_it_was_interrupted(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = TrainRequest(
-        kind="structural", network="angular", files=(shard,), out=Path("m.safetensors"), method="m", members=1, width=16, epochs=1,
-        batch_size=64, learning_rate=1e-3, precision="fp32", seed=0,
-    )  # fmt: skip
-    settings = ScalingSettings(smallest=20, sizes=3, seeds=1, least_steps=1)
-    measured = reported_errors
-    calls = 0
-
-    def twice(*arguments: Any) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return measured(*arguments)
-
-    monkeypatch.setattr("flows.scaling_law.reported_errors", twice)
-    with pytest.raises(KeyboardInterrupt):
-        measure_scaling_law(request, settings, Silent())
-    kept = Path("m.scaling.json").read_text()
-    for change in ({"n_train": 20.5}, {"errors": {}}, {"errors": {"at most 4 elements": float("nan")}}, {}):
-        edited = json.loads(kept)
-        edited["points"].append(edited["points"][0] | change)
-        Path("m.scaling.json").write_text(json.dumps(edited))
-        with pytest.raises(InvalidInput, match=r"m\.scaling\.json: point 2 is not one .* delete the file"):
-            measure_scaling_law(request, settings, Silent())
-    Path("m.scaling.json").write_text(kept)
-    first = json.loads(Path("m.scaling.json").read_text())["points"]
-    law = measure_scaling_law(request, settings, Silent())
-    assert calls == 4
-    assert law["points"][0] == first[0]
-    assert [point["n_train"] for point in law["points"]] == settings.training_sizes(law["points"][-1]["n_train"])
-    measure_scaling_law(request, settings, Silent())
-    assert calls == 4, "all of it is known"
-    crystals, columns, metadata = read_shard(shard)
-    write_shard(Path("larger.parquet"), [crystal.scaled(1.3) for crystal in crystals], columns, metadata)
-    measure_scaling_law(replace(request, files=(Path("larger.parquet"),)), settings, Silent())
-    assert calls == 7, "of other structures nothing is"
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InvalidInput, match="one process"):
-        measure_scaling_law(request, settings, Silent())
-
-
 def test_a_file_that_is_given_twice_is_refused(capfd: pytest.CaptureFixture[str], shard: Path) -> None:
     Path("link.parquet").symlink_to(shard)
     with pytest.raises(SystemExit) as ended:
         main(["train", "structural", str(shard), "link.parquet", "--method", "m"])
     assert ended.value.code == 2
     assert "given more than once" in capfd.readouterr().err
-
-
-def test_too_few_crystals_for_a_scaling_law(capfd: pytest.CaptureFixture[str], shard: Path) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["train", "structural", str(shard), "--method", "m", "--scaling-law"])
-    assert ended.value.code == 2
-    assert "too few for 6 sizes from 1000 up: choose a smallest below" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("label", [True, "-1.0", [0.5], None])

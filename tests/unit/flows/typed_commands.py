@@ -29,3 +29,9 @@ def failed(outcome: Outcome, code: int, *words: str) -> None:
     assert "Traceback" not in outcome.err
     for word in words:
         assert word in outcome.err
+
+
+Run = Callable[..., Any]
+"""Runs a command and parses its JSON."""
+
+SMALL_TRAINING = ["--method", "made-up", "--members", "2", "--width", "16", "--epochs", "3", "--batch-size", "64"]
