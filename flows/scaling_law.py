@@ -98,7 +98,7 @@ def _known_points(out: Path, key: str, names: Collection[str], runs: Collection[
     except FileNotFoundError:
         return []
     if found["run"] != key:
-        return []
+        raise InvalidInput(f"{path}: is a measurement of other files or settings; delete it, or choose another --out")
     points, left = found["points"], set(runs)
     for place, point in enumerate(points if isinstance(points, list) else [points], start=1):
         if not _is_point(point, names) or (point["n_train"], point["seed"]) not in left:

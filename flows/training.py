@@ -236,7 +236,7 @@ def _check_target(out: Path) -> None:
     if out.is_dir():
         raise InvalidInput(f"--out {out}: is a folder; name a file in it")
     log = TrainingLog(out)
-    for beside in (log.path, log.picture):
+    for beside in (log.path, log.picture, log.before):
         if beside.is_dir():
             raise InvalidInput(f"--out {out}: {beside}, which a training writes, is a folder; choose another name")
     if _state_folder(out).exists() and not _state_folder(out).is_dir():

@@ -21,6 +21,7 @@ class TrainingLog:
     def __init__(self, out: Path) -> None:
         """Name the files beside the weights `out`."""
         self.path, self.picture = out.with_suffix(".log.jsonl"), out.with_suffix(".curves.svg")
+        self.before = out.with_suffix(".log-before.jsonl")
 
     def is_ours(self) -> bool:
         """Whether there is no file, or one that begins as a log does."""
@@ -34,8 +35,9 @@ class TrainingLog:
         return isinstance(first, dict) and {"member", "epoch"} <= set(first)
 
     def begin(self) -> None:
-        """Begin anew; not for a run that goes on."""
-        self.path.unlink(missing_ok=True)
+        """Begin anew; not for a run that goes on.  The log of the weights that are there is kept until those are replaced."""
+        if self.path.exists():
+            self.path.replace(self.before)
 
     def add(self, member: int, record: EpochRecord) -> None:
         """Add an epoch of a member, on a line of its own even where a kill cut the last one short."""
@@ -53,6 +55,7 @@ class TrainingLog:
         ordered = [lines[key] for key in sorted(lines) if key[0] < members and key[1] <= epochs]
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in ordered))
+        self.before.unlink(missing_ok=True)
         if ordered:
             _draw(ordered, self.picture)
 

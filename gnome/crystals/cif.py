@@ -21,6 +21,7 @@ from pymatgen.core import Lattice
 from pymatgen.core.operations import SymmOp
 from pymatgen.io.cif import CifBlock, CifFile, CifParser
 
+from gnome.crystals.cif_group import is_isometry, named_operations
 from gnome.crystals.convert import from_structure
 from gnome.crystals.crystal import Crystal
 from gnome.errors import InvalidCrystal
@@ -76,9 +77,11 @@ def parse_block(text: str) -> Crystal:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters of them is checked below
             parser = CifParser.from_str(text)
+            (block,) = parser._cif.data.values()  # noqa: SLF001 - it keeps them nowhere else
+            if not _listed_operations(block.data):
+                block.data[_OPERATIONS[0]] = named_operations(parser, block, _metric(block.data))
             structure = parser.parse_structures(primitive=False, on_error="raise")[0]
             mismatch = parser.check(structure)
-            unknown_group = _group_not_understood(parser)
     except (
         ValueError,
         KeyError,
@@ -93,10 +96,6 @@ def parse_block(text: str) -> Crystal:
         if "ccupanc" in text_of_error:
             raise InvalidCrystal("disordered", f"sites share a place ({text_of_error}); give an ordered crystal") from None
         raise InvalidCrystal("malformed", f"not a readable CIF ({text_of_error})") from None
-    if unknown_group:
-        raise InvalidCrystal(
-            "malformed", f"the space group {unknown_group!r} is not understood and no symmetry operations are listed; list them"
-        )
     crystal = from_structure(structure)  # disorder and isotopes have their own reasons, before the formula is compared
     if mismatch and "Cannot determine chemical composition" in mismatch:
         raise InvalidCrystal("malformed", "elements cannot be told from the labels of the atoms; add _atom_site_type_symbol")
@@ -107,23 +106,13 @@ def parse_block(text: str) -> Crystal:
     return crystal
 
 
-def _group_not_understood(parser: CifParser) -> str:
-    """Return what a block calls its space group where pymatgen knew no operations for it and took it for P1; empty otherwise."""
-    (table,) = (block.data for block in parser._cif.data.values())  # noqa: SLF001 - it keeps them nowhere else
-    if len(parser.symmetry_operations) > 1 or _listed_operations(table):
-        return ""
-    named = [str(table[key]).strip() for key in table if _NAMES_GROUP.search(key)]
-    meant = [name for name in named if name not in {"", "?", "."}]
-    return "" if all(re.sub(r"\s", "", name) in {"P1", "1"} for name in meant) else meant[0]
-
-
-_NAMES_GROUP: Final = re.compile(r"group.*(?:name|number)|Int_Tables_number", re.IGNORECASE)
-
-
 def _tables(text: str) -> list[Mapping[str, Any]]:
     """What the blocks say, by name, with nothing expanded."""
     if any(len(line) > MAX_LINE for line in text.split("\n")):
         raise InvalidCrystal("malformed", f"a line has more than the {MAX_LINE} characters that CIF allows; break it up")
+    names = re.findall(r"(?m)^[ \t]*(_cell_(?:length|angle)_\w+)", text)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidCrystal("malformed", f"{', '.join(twice)} more than once in one block; keep one")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -138,7 +127,7 @@ def _check_table(table: Mapping[str, Any]) -> None:
     These are lengths and angles that are none, sites that it leaves out or puts at 0, isotopes, and operations that are no symmetry of the
     cell.
     """
-    lengths, angles = ([_number(table.get(f"_cell_{what}", "")) for what in names] for names in _CELL)
+    lengths, angles = _cell(table)
     if any(length is not None and length <= 0 for length in lengths):
         raise InvalidCrystal("malformed", f"cell lengths are {lengths}, expected positive ones")
     if any(angle is not None and not 0 < angle < _STRAIGHT for angle in angles):
@@ -148,12 +137,25 @@ def _check_table(table: Mapping[str, Any]) -> None:
     for symbol in symbols if isinstance(symbols, list) else [symbols]:
         if re.match(r"\d+[A-Z]", symbol):
             raise InvalidCrystal("isotope", f"{symbol} is an isotope; write the element alone")
-    if None in lengths or None in angles:
-        return  # pymatgen says what is missing
-    metric = Lattice.from_parameters(*lengths, *angles).metric_tensor
+    metric = _metric(table)
     for operation in _listed_operations(table):
         if not _is_symmetry(operation, metric):
             raise InvalidCrystal("malformed", f"{operation[:60]!r} is no symmetry operation of the cell")
+
+
+def _cell(table: Mapping[str, Any]) -> tuple[list[float | None], list[float | None]]:
+    """Lengths and angles, None where one is not a number."""
+    lengths, angles = ([_number(table.get(f"_cell_{what}", "")) for what in names] for names in _CELL)
+    return lengths, angles
+
+
+def _metric(table: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Metric tensor of the cell; raises InvalidCrystal where one of its numbers is missing."""
+    lengths, angles = _cell(table)
+    for names, values in zip(_CELL, (lengths, angles), strict=True):
+        if missing := [f"_cell_{name}" for name, value in zip(names, values, strict=True) if value is None]:
+            raise InvalidCrystal("malformed", f"no number for {', '.join(missing)}; is the file complete?")
+    return np.asarray(Lattice.from_parameters(*lengths, *angles).metric_tensor)
 
 
 _STRAIGHT: Final = 180.0
@@ -165,6 +167,10 @@ def _check_sites(table: Mapping[str, Any]) -> None:
         number = _number(occupancy)
         if occupancy.strip() == "." or (number is not None and number <= 0):
             raise InvalidCrystal("disordered", f"a site has the occupancy {occupancy!r}, expected 1; give an ordered crystal")
+    if any(_number(value) for value in _listed(table.get("_atom_site_attached_hydrogens", []))):
+        raise InvalidCrystal("malformed", "a site has attached hydrogens that are not listed; list them as sites")
+    if any(value.strip() == "dum" for value in _listed(table.get("_atom_site_calc_flag", []))):
+        raise InvalidCrystal("malformed", "a site is a dummy (_atom_site_calc_flag dum), which is no atom; leave it out")
     for kind in ("fract", "Cartn"):
         for axis in "xyz":
             if any(value.strip() == "." for value in _listed(table.get(f"_atom_site_{kind}_{axis}", []))):
@@ -176,13 +182,11 @@ def _listed(entry: Any) -> list[str]:
 
 
 _CELL: Final = (("length_a", "length_b", "length_c"), ("angle_alpha", "angle_beta", "angle_gamma"))
-_METRIC_TOLERANCE: Final = 0.02
-"""How far an operation may change lengths and angles, relative to the largest squared length: cells are written with few digits."""
 
 
 def _number(text: Any) -> float | None:
     """Read a number with or without its uncertainty in brackets."""
-    found = re.match(r"\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)(?:\(\d+\))?\s*$", text) if isinstance(text, str) else None
+    found = re.match(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\(\d+\))?\s*$", text) if isinstance(text, str) else None
     return float(found[1]) if found else None
 
 
@@ -199,8 +203,7 @@ def _is_symmetry(operation: str, metric: NDArray[np.float64]) -> bool:
         rotation = SymmOp.from_xyz_str(operation).rotation_matrix
     except (ValueError, ArithmeticError, IndexError):
         return False
-    change = np.abs(rotation.T @ metric @ rotation - metric).max()
-    return bool(change <= _METRIC_TOLERANCE * metric.max())
+    return is_isometry(rotation, metric)
 
 
 def _product(table: Mapping[str, Any]) -> int:

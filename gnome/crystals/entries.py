@@ -30,6 +30,7 @@ def read_entry(record: Any, *, max_atoms: int) -> tuple[Crystal, dict[str, Any]]
         raise InvalidCrystal("malformed", f"expected a JSON object with a structure, got {type(record).__name__}")
     structure = record.get("structure", record)
     if isinstance(structure, dict) and "atomic_numbers" in structure:
+        _check_periodic(structure.get("pbc"))
         crystal = Crystal.from_dict(structure)
     else:
         crystal = _structure_record(structure, max_atoms)
@@ -68,9 +69,16 @@ def _check_composition(composition: Any, crystal: Crystal) -> None:
         raise InvalidCrystal("formula_mismatch", f"the composition is {stated}, the structure has {found}")
 
 
+def _check_periodic(pbc: Any) -> None:
+    """Refuse slabs, wires and molecules; what does not say how it repeats is a crystal."""
+    if pbc is not None and pbc is not True and (not isinstance(pbc, list) or not all(pbc)):
+        raise InvalidCrystal("not_periodic", f"periodic in {str(pbc)[:60]}; a crystal is periodic in all three directions")
+
+
 def _structure_record(record: Any, max_atoms: int) -> Crystal:
     try:
         matrix, sites = record["lattice"]["matrix"], record["sites"]
+        _check_periodic(record["lattice"].get("pbc"))
         check_count(len(sites), max_atoms)
         symbols, coords = [], []
         for site in sites:

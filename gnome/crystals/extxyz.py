@@ -86,7 +86,14 @@ def crystal_of(n_atoms: int, lines: list[str]) -> tuple[Crystal, dict[str, Any]]
         raise InvalidCrystal("truncated", f"{n_atoms} atoms are announced, fewer are there; the file is cut short")
     if any("\udc80" <= character <= "\udcff" for line in lines for character in line):
         raise InvalidCrystal("malformed", "holds text that is not UTF-8; save the file as UTF-8")
-    atoms = ase.io.read(io.StringIO(f"{n_atoms}\n{''.join(lines)}"), format="extxyz")
+    if len(re.findall(r"(?:^|\s)Lattice=", lines[0])) > 1:
+        raise InvalidCrystal("malformed", "Lattice= stands there more than once; keep one")
+    try:
+        atoms = ase.io.read(io.StringIO(f"{n_atoms}\n{''.join(lines)}"), format="extxyz")
+    except KeyError as error:  # of a symbol
+        symbol = str(error).strip("'")
+        reason = "isotope" if symbol in {"D", "T"} else "unsupported_element"
+        raise InvalidCrystal(reason, f"{symbol[:20]!r}: not an element symbol") from None
     _check_columns(atoms, lines)
     fields: dict[str, Any] = {str(name): value for name, value in atoms.info.items() if isinstance(value, str | int | float)}
     if atoms.calc is not None and "energy" in atoms.calc.results:

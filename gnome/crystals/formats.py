@@ -262,7 +262,7 @@ def _read_extxyz(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
 
 def _read_json(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
     try:
-        document = json.loads(_text(path))
+        document = _json(_text(path))
     except InvalidCrystal:
         raise
     except (ValueError, RecursionError) as error:
@@ -272,6 +272,19 @@ def _read_json(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
     records = document if isinstance(document, list) else [document]
     for number, record in enumerate(records, start=1):
         yield _label(record, f"{path}#{number}" if isinstance(document, list) else str(path)), _entry_maker(record, limits)
+
+
+def _json(text: str) -> Any:
+    """Read JSON; raises ValueError for an object that has a key twice, of which the last would win."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+            raise ValueError(f"the key {twice[:60]!r} twice in one object")
+        return made
+
+    return json.loads(text, object_pairs_hook=unique)
 
 
 def _read_json_lines(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
@@ -286,7 +299,7 @@ def _read_json_lines(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.decode("utf-8-sig"))
+                record = _json(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:  # of the text or of a number
                 yield label, _refuse(InvalidCrystal("malformed", f"not valid JSON ({error})"))
                 continue

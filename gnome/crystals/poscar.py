@@ -3,6 +3,7 @@
 import re
 import warnings
 
+import numpy as np
 from pymatgen.io.vasp import Poscar
 
 from gnome.crystals.convert import from_structure
@@ -21,6 +22,7 @@ def read_poscar(text: str, *, max_atoms: int) -> Crystal:
             "malformed", f"the second line is one scaling factor, it is {lines[1].strip()[:60]!r}; scale the vectors instead"
         )
     _check_lines(lines, max_atoms)
+    text = "\n".join([lines[0], _factor(lines), *lines[2:]]) + "\n"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # pymatgen makes up elements that the file does not name, with a warning
@@ -32,6 +34,21 @@ def read_poscar(text: str, *, max_atoms: int) -> Crystal:
     except (ValueError, IndexError) as error:
         raise InvalidCrystal("malformed", f"not a readable POSCAR ({error})") from None
     return from_structure(structure)
+
+
+def _factor(lines: list[str]) -> str:
+    """The scaling factor; of one below 0, which is minus the cell's volume, what lengths are multiplied by.
+
+    pymatgen multiplies Cartesian coordinates by the negative number itself.
+    """
+    try:
+        factor = float(lines[1])
+        if factor >= 0:
+            return lines[1]
+        volume = abs(float(np.linalg.det([[float(word) for word in line.split()[:3]] for line in lines[2:5]])))
+        return repr((-factor / volume) ** (1 / 3))
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError):
+        return lines[1]  # pymatgen says what is wrong
 
 
 def _check_lines(lines: list[str], max_atoms: int) -> None:

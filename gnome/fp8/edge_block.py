@@ -203,10 +203,10 @@ class EdgeBlock(nn.Module):
         nodes, exact = nodes.to(dtype), edges.to(dtype)
         centred = self.weight_out - self.weight_out.mean(0)
         weights = [w.to(dtype) for w in (self.weight_sender, self.weight_receiver, self.weight_edge, centred)]
-        ends = (
-            functional.linear(nodes, weights[0])[senders]
-            + functional.linear(nodes, weights[1], self.bias_hidden.to(dtype))[receivers]
-        )
+        of_sender = functional.linear(nodes, weights[0])
+        of_receiver = functional.linear(nodes, weights[1], self.bias_hidden.to(dtype))
+        # index_select, whose gradients on a CPU are summed in one order, while those of plain indexing race
+        ends = of_sender.index_select(0, senders) + of_receiver.index_select(0, receivers)
         hidden = functional.linear(self._rounded(exact, "row"), self._rounded(weights[2], "tensor")) + ends
         activation = self._rounded(functional.silu(hidden), "row")
         out = functional.linear(activation, self._rounded(weights[3], "tensor"), self.bias_out.to(dtype))

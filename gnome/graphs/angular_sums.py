@@ -34,7 +34,7 @@ def angular_sums(weights: Tensor, harmonics: Tensor, receivers: Tensor, offsets:
     wide = torch.promote_types(weights.dtype, torch.float32)
     products = (harmonics[:, :, None] * weights[:, None, :]).flatten(1).to(wide)
     moments = products.new_zeros(len(offsets) - 1, products.shape[1]).index_add_(0, receivers, products).to(weights.dtype)
-    return sum_degrees(moments[receivers].unflatten(1, (n_moments, n_channels)) * harmonics[:, :, None], degree)
+    return sum_degrees(moments.index_select(0, receivers).unflatten(1, (n_moments, n_channels)) * harmonics[:, :, None], degree)
 
 
 def has_kernel(weights: Tensor, harmonics: Tensor) -> bool:

@@ -81,7 +81,7 @@ class AngularChannel(nn.Module):
         """Return what is added to the edges (E, width), from harmonics (E, degree (degree + 2)); offsets of receivers (N + 1,)."""
         weights = self.weigh(edges) / AVERAGE_COORDINATION
         read = self.norm(angular_sums(weights, harmonics, batch.receivers, offsets, self.degree).flatten(1))
-        return self.read(torch.cat([read, read[batch.reverse]], 1))
+        return self.read(torch.cat([read, read.index_select(0, batch.reverse)], 1))
 
 
 class NodeUpdate(nn.Module):
@@ -96,7 +96,7 @@ class NodeUpdate(nn.Module):
 
     def forward(self, nodes: Tensor, received: Tensor, batch: GraphBatch) -> Tensor:
         """Return new nodes (N, width)."""
-        mean = graph_mean(nodes, batch)[batch.node_graph]
+        mean = graph_mean(nodes, batch).index_select(0, batch.node_graph)  # see EdgeBlock on indexing
         inputs = torch.cat([norm(x) for norm, x in zip(self.norms, (nodes, received, mean), strict=True)], 1)
         return nodes + self.down(self.dropout(functional.silu(self.up(inputs))))
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gnome.crystals.formats import ReadCrystal, read_crystals
@@ -38,6 +39,16 @@ Cl1 Cl 0.5 0 0
         ("_symmetry_space_group_name_H-M 'F m-33 m'", 0),
         ("_space_group_IT_number 999", 0),
         ("_space_group_name_H-M_alt 'Fm-3m:7'", 0),
+        ("_symmetry_space_group_name_H-M 'P m -3 m'\n_space_group_IT_number 221", 4),
+        ("_symmetry_space_group_name_H-M 'P m -3 m'\n_space_group_IT_number 225", 0),
+        ("_symmetry_space_group_name_H-M 'P 1'\n_space_group_IT_number 225", 0),
+        ("_symmetry_space_group_name_H-M 'Q -9 z'\n_space_group_IT_number 225", 0),
+        ("_symmetry_space_group_name_H-M 'F d -3 m'", 0),
+        ("_symmetry_space_group_name_H-M 'F d -3 m :2'\n_space_group_IT_number 227", 0),
+        ("_space_group_IT_number 227", 0),
+        ("_space_group_IT_number 62", 0),
+        ("_symmetry_space_group_name_H-M 'P 63/m m c'", 0),
+        ("_symmetry_space_group_name_H-M 'R -3 m'", 0),
     ],
 )
 def test_a_space_group_is_understood_or_refused(tmp_path: Path, group: str, n_atoms: int) -> None:
@@ -47,7 +58,62 @@ def test_a_space_group_is_understood_or_refused(tmp_path: Path, group: str, n_at
         assert item.crystal.n_atoms == n_atoms
         return
     assert n_atoms == 0, item
-    assert "is not understood" in item.message
+    assert "and no symmetry operations are listed; list them" in item.message
+
+
+MONOCLINIC = """data_zirconia
+_symmetry_space_group_name_H-M '{name}'
+_cell_length_a 5.15
+_cell_length_b 5.21
+_cell_length_c 5.317
+_cell_angle_alpha 90.
+_cell_angle_beta 99.23
+_cell_angle_gamma 90.
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+Zr1 Zr 0.2754 0.0395 0.2083
+O1 O 0.070 0.3317 0.3447
+O2 O 0.4496 0.7569 0.4792
+"""
+
+
+def test_short_names_of_monoclinic_groups_are_along_b(tmp_path: Path) -> None:
+    read = {}
+    for i, name in enumerate(["P 1 21/c 1", "P 21/c", "P2_1/c", "P 1 21/n 1", "P 21/n"]):
+        (tmp_path / f"{i}.cif").write_text(MONOCLINIC.format(name=name))
+        (item,) = read_crystals(tmp_path / f"{i}.cif")
+        assert isinstance(item, ReadCrystal)
+        assert item.crystal.composition == {40: 4, 8: 8}
+        read[name] = item.crystal.id
+    assert read["P 1 21/c 1"] == read["P 21/c"] == read["P2_1/c"]
+    assert read["P 1 21/n 1"] == read["P 21/n"] != read["P 21/c"]
+    (tmp_path / "c.cif").write_text(
+        MONOCLINIC.format(name="P 21/c").replace("beta 99.23", "beta 90").replace("gamma 90", "gamma 99")
+    )
+    (item,) = read_crystals(tmp_path / "c.cif")
+    assert not isinstance(item, ReadCrystal)
+    assert "the cell has not the symmetry of the space group 'P 21/c'" in item.message
+
+
+def test_a_volume_in_place_of_a_scaling_factor_scales_positions_too(tmp_path: Path) -> None:
+    head = "salt\n{factor}\n2 0 0\n0 2 0\n0 0 2\nNa Cl\n1 1\n{kind}\n"
+    texts = (
+        head.format(factor="2.0", kind="Direct") + "0 0 0\n0.5 0.5 0.25\n",
+        head.format(factor="2.0", kind="Cartesian") + "0 0 0\n1 1 0.5\n",
+        head.format(factor="-64", kind="Direct") + "0 0 0\n0.5 0.5 0.25\n",
+        head.format(factor="-64", kind="Cartesian") + "0 0 0\n1 1 0.5\n",
+    )
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.vasp").write_text(text)
+    found = [item.crystal for item in read_crystals(tmp_path) if isinstance(item, ReadCrystal)]
+    assert len(found) == len(texts)
+    for crystal in found:
+        np.testing.assert_allclose(crystal.lattice, np.eye(3) * 4.0, atol=1e-9)
+        np.testing.assert_allclose(crystal.frac_coords[1], [0.5, 0.5, 0.25], atol=1e-9)
 
 
 def with_occupancies(*occupancies: str) -> str:
@@ -164,6 +230,27 @@ HEAD = "salt\n1.0\n4 0 0\n0 4 0\n0 0 4\nNa Cl\n1 1\nDirect\n"
         ("a.csv", "id,cif,cif\n1,x,y\n", "2 columns `cif`"),
         ("b.csv", "id,cif\n1,x\n".encode("utf-16"), "save it as UTF-8"),
         ("a.extxyz", '1\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:forces:R:3\nNa 0 0 0\n', "positions are needed"),
+        ("c.extxyz", '1\nLattice="4 0 0 0 4 0 0 0 4" Lattice="5 0 0 0 5 0 0 0 5"\nNa 0 0 0\n', "more than once"),
+        ("d.extxyz", '1\nLattice="4 0 0 0 4 0 0 0 4"\nD 0 0 0\n', "'D': not an element symbol"),
+        ("b.json", '{"lattice": [], "lattice": []}', "the key 'lattice' twice"),
+        ("c.json", json.dumps({"lattice": {"matrix": LATTICE, "pbc": [True, True, False]}, "sites": [SITE]}), "all three"),
+        (
+            "d.json",
+            json.dumps({"lattice": LATTICE, "atomic_numbers": [11], "frac_coords": [[0, 0, 0]], "pbc": [False] * 3}),
+            "all three",
+        ),
+        ("b.cif", CIF.format(group="_cell_length_a 6"), "_cell_length_a more than once"),
+        ("c.cif", CIF.format(group="").replace("_cell_length_b 5.64", "_cell_length_b ?"), "no number for _cell_length_b"),
+        (
+            "d.cif",
+            CIF.format(group="").replace("_fract_z\n", "_fract_z\n_atom_site_calc_flag\n").replace("0 0\n", "0 0 dum\n"),
+            "dummy",
+        ),
+        (
+            "e.cif",
+            CIF.format(group="").replace("_fract_z\n", "_fract_z\n_atom_site_attached_hydrogens\n").replace("0 0\n", "0 0 1\n"),
+            "attached hydrogens",
+        ),
         ("b.extxyz", '0\nLattice="4 0 0 0 4 0 0 0 4"\n', "announces no atoms"),
     ],
 )

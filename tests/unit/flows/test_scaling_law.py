@@ -96,8 +96,11 @@ def test_a_scaling_law_goes_on_where_it_was_interrupted(shard: Path, monkeypatch
     assert calls == 4, "all of it is known"
     crystals, columns, metadata = read_shard(shard)
     write_shard(Path("larger.parquet"), [crystal.scaled(1.3) for crystal in crystals], columns, metadata)
-    measure_scaling_law(replace(request, files=(Path("larger.parquet"),)), settings, Silent())
-    assert calls == 7, "of other structures nothing is"
+    larger = replace(request, files=(Path("larger.parquet"),))
+    with pytest.raises(InvalidInput, match=r"is a measurement of other files or settings; delete it"):
+        measure_scaling_law(larger, settings, Silent())
+    measure_scaling_law(replace(larger, out=Path("l.safetensors")), settings, Silent())
+    assert calls == 7, "of other structures nothing is known"
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InvalidInput, match="one process"):
         measure_scaling_law(request, settings, Silent())

@@ -194,6 +194,21 @@ def test_lines_of_a_log_that_are_no_records_are_left_out(tmp_path: Path) -> None
     assert log.path.read_text() == written
 
 
+def test_the_log_of_weights_is_kept_until_those_are_replaced(tmp_path: Path) -> None:
+    log, record = (
+        TrainingLog(tmp_path / "m.safetensors"),
+        EpochRecord(epoch=1, learning_rate=1e-3, train_mae=0.2, validation_mae=0.3),
+    )
+    log.add(0, record)
+    written = log.path.read_text()
+    log.begin()
+    log.add(0, replace(record, train_mae=0.1))
+    assert log.before.read_text() == written
+    log.finish(1, 1)
+    assert not log.before.exists()
+    assert json.loads(log.path.read_text())["train_mae"] == 0.1
+
+
 def test_processes_share_the_members_and_end_with_the_same_ensemble(run: Run, shard: Path) -> None:
     arguments = ["train", "structural", shard, *SMALL_TRAINING, "--members", 2, "--json"]
     alone = run(*arguments, "--out", "alone.safetensors")

@@ -11,10 +11,12 @@ import pytest
 import torch
 from small_networks import small_network
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from gnome.crystals.crystal import Crystal
 from gnome.errors import InvalidCheckpoint, InvalidInput, TrainingDiverged
 from gnome.graphs.crystal_graph import GraphBatch, PackedGraphs
+from gnome.models.angular_network import AngularNetwork, AngularSettings
 from gnome.models.training import Labelled, TrainSettings, epoch_batches, fit, predict
 
 SETTINGS = TrainSettings(
@@ -50,6 +52,18 @@ def test_training_learns(labelled: Labelled, precision: str, min_features: int) 
     assert after < 0.5 * before
     assert len(history) == 25
     assert all(later.learning_rate < earlier.learning_rate for earlier, later in pairwise(history))
+
+
+@pytest.mark.parametrize("kind", ["angular", "gnome"])
+def test_no_sum_of_gradients_races_on_several_threads(labelled: Labelled, kind: str) -> None:
+    """Gradients of plain indexing are added in whichever order threads come, on a CPU; those of index_select in one."""
+    shape = AngularSettings(width=16, steps=2, cutoff=4.0, n_radial=8, channels=2)
+    network = AngularNetwork(shape) if kind == "angular" else small_network()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        fit(network, labelled, labelled, replace(SETTINGS, epochs=1, position_jitter=0.0, strain_jitter=0.0))
+    names = {event.key for event in profiled.key_averages()}
+    assert "aten::index_select" in names
+    assert "aten::_index_put_impl_" not in names
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(labelled: Labelled) -> None:
