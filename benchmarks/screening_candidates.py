@@ -2,6 +2,7 @@
 
     python data/prepare_training.py ../shared/data SHARDS
     python benchmarks/screening_candidates.py SHARDS/structures.parquet ../shared/data/mp/mp_hull_entries.csv.gz OUT.parquet [--n 20000]
+    python benchmarks/screening_candidates.py ... NEW.parquet --seed 7 --without OUT.parquet      # which no design was chosen by
 
 Half are partial substitutions, half whole ones, as in a round; none of a formula that is on record.  A machine with GPUs needs neither
 pymatgen nor the hull any more.
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--n", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without", type=Path, default=None, help="candidates of a first set, whose compositions are left out")
     options = parser.parse_args()
     hull = read_compounds(options.hull)
     crystals, columns, _ = read_shard(options.structures)
@@ -53,6 +55,9 @@ def main() -> None:
     for i, kind in enumerate((PartialSubstitution, IonicSubstitution)):
         share = options.n // 2 if i == 0 else options.n - len(candidates)
         candidates += list(kind(known_formulas=known, settings=bounds).propose(parents, limit=share, seed=options.seed))
+    if options.without is not None:
+        before = set(read_shard(options.without)[1]["reduced_formula"])
+        candidates = [candidate for candidate in candidates if candidate.crystal.reduced_formula not in before]
     energies = hull.energies([candidate.crystal.composition for candidate in candidates])
     names = [candidate.crystal.reduced_formula for candidate in candidates]
     write_shard(

@@ -63,7 +63,6 @@ def main() -> None:
     parser.add_argument("--ensemble", type=Path, default=Path("data/ensembles/structural.safetensors"))
     parser.add_argument("--n", type=int, default=None)
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.005, 0.01], help="parts of the candidates")
-    parser.add_argument("--designs", nargs="+", choices=list(DESIGNS), help="default: all")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp8"])
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
@@ -96,8 +95,7 @@ def main() -> None:
     for part in options.budgets:
         budget = max(1, round(part * len(rows)))
         wanted = set(best_of_compositions(full, names, budget))
-        for name in options.designs or DESIGNS:
-            looks = DESIGNS[name]
+        for name, looks in DESIGNS.items():
             candidates.evaluations, began = 0, time.perf_counter()
             passed, chosen = choose(candidates, names, budget, looks)
             seconds = time.perf_counter() - began

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from flows.progress import Listener
-from flows.training import TrainRequest, only_training, read_examples, recipe_for
+from flows.training import TrainRequest, memory_for_steps, only_training, read_examples, recipe_for
 from gnome.atomic_write import atomic_write
 from gnome.errors import InvalidInput
-from gnome.models.memory import memory_named
 from gnome.models.metrics import Array
 from gnome.models.ranks import Ranks
 from gnome.models.recipes import EnsembleSettings
@@ -60,7 +59,7 @@ def _measure(request: TrainRequest, scaling: ScalingSettings, listener: Listener
     with listener.stage("training", len(runs) - len(known), "runs") as count:
         for n, seed in (run for run in runs if run not in known):
             prepared = scaling_run(recipe, scaling, examples, n, seed, device)
-            with memory_named(f"batches of {request.batch_size} at width {request.width} are too large: give less of either"):
+            with memory_for_steps(request):
                 fit(prepared.network, prepared.train, prepared.validation, prepared.settings)
             points.append({"n_train": n, "seed": seed, "errors": reported_errors(prepared.network, examples, device)})
             _write(request.out, {"run": key, "points": points})

@@ -125,9 +125,14 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any] | N
     }
     recipe = recipe_for(request, examples.columns[split.train])
     with only_training(request.out) if ranks.rank == 0 else nullcontext():
-        with memory_named(f"batches of {request.batch_size} at width {request.width} are too large: give less of either"):
+        with memory_for_steps(request):
             members = _train(request, recipe, parts, ranks, listener)
         return None if members is None else _shipped(request, members, examples, split, parts)
+
+
+def memory_for_steps(request: TrainRequest) -> AbstractContextManager[None]:
+    """Context of training, which says what takes less memory where there is too little."""
+    return memory_named(f"batches of {request.batch_size} at width {request.width} are too large: give less of either")
 
 
 def _shipped(

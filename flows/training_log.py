@@ -36,7 +36,9 @@ class TrainingLog:
 
     def begin(self) -> None:
         """Begin anew; not for a run that goes on.  The log of the weights that are there is kept until those are replaced."""
-        if self.path.exists():
+        if self.before.exists():  # what is there is of a run that ended before its first save
+            self.path.unlink(missing_ok=True)
+        elif self.path.exists():
             self.path.replace(self.before)
 
     def add(self, member: int, record: EpochRecord) -> None:

@@ -8,7 +8,16 @@ import pytest
 
 from gnome.crystals.formats import ReadCrystal, read_crystals
 
-CIF = """data_salt
+SITES = """loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+"""
+
+CIF = (
+    """data_salt
 {group}
 _cell_length_a 5.64
 _cell_length_b 5.64
@@ -16,15 +25,12 @@ _cell_length_c 5.64
 _cell_angle_alpha 90
 _cell_angle_beta 90
 _cell_angle_gamma 90
-loop_
-_atom_site_label
-_atom_site_type_symbol
-_atom_site_fract_x
-_atom_site_fract_y
-_atom_site_fract_z
-Na1 Na 0 0 0
+"""
+    + SITES
+    + """Na1 Na 0 0 0
 Cl1 Cl 0.5 0 0
 """
+)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,8 @@ def test_a_space_group_is_understood_or_refused(tmp_path: Path, group: str, n_at
     assert "and no symmetry operations are listed; list them" in item.message
 
 
-MONOCLINIC = """data_zirconia
+MONOCLINIC = (
+    """data_zirconia
 _symmetry_space_group_name_H-M '{name}'
 _cell_length_a 5.15
 _cell_length_b 5.21
@@ -69,16 +76,13 @@ _cell_length_c 5.317
 _cell_angle_alpha 90.
 _cell_angle_beta 99.23
 _cell_angle_gamma 90.
-loop_
-_atom_site_label
-_atom_site_type_symbol
-_atom_site_fract_x
-_atom_site_fract_y
-_atom_site_fract_z
-Zr1 Zr 0.2754 0.0395 0.2083
+"""
+    + SITES
+    + """Zr1 Zr 0.2754 0.0395 0.2083
 O1 O 0.070 0.3317 0.3447
 O2 O 0.4496 0.7569 0.4792
 """
+)
 
 
 def test_short_names_of_monoclinic_groups_are_along_b(tmp_path: Path) -> None:

@@ -202,6 +202,8 @@ def test_the_log_of_weights_is_kept_until_those_are_replaced(tmp_path: Path) -> 
     log.add(0, record)
     written = log.path.read_text()
     log.begin()
+    log.add(0, replace(record, train_mae=0.3))
+    log.begin()  # of a run that was killed before it saved anything
     log.add(0, replace(record, train_mae=0.1))
     assert log.before.read_text() == written
     log.finish(1, 1)
