@@ -39,7 +39,7 @@ class Evaluation:
 
     Energies are eV/atom: `energy_per_atom` raw, `correction_per_atom` what the method's scheme adds, `e_form_per_atom` from the
     method's own elemental references.  `crystal` is the relaxed one; forces (n, 3) eV/angstrom, stress (3, 3) GPa and magnetic moments
-    (n,) are kept where the method gives them.  `cost_seconds` is processor time.
+    (n,) are kept where the method gives them.  `cost_seconds` is processor time, that of programs it started included.
     `failure` is None exactly when `converged`; then crystal, energy_per_atom and e_form_per_atom are set.
     """
 

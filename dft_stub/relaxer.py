@@ -4,7 +4,6 @@ The atoms are looked at after every step, before the potential sees them again: 
 to nothing would otherwise send its own neighbour list into an endless run.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +22,7 @@ from gnome.crystals.convert import from_atoms, to_atoms
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.validity import DEFAULT_GATE, GateSettings, check_crystal, heights
 from gnome.errors import InvalidCrystal
+from gnome.processes import own_processor_seconds
 from gnome.stability.method import Method
 
 CONSISTENT_ENERGY = 1e-3
@@ -92,7 +92,7 @@ def relax(
     `elements` are the atomic numbers the calculator was made for; any when None.
     """
     settings = settings or RelaxSettings()
-    started = time.process_time()
+    started = own_processor_seconds()
     try:
         check_crystal(crystal, settings.gate, elements=elements)
     except InvalidCrystal as error:
@@ -107,7 +107,7 @@ def relax(
     except Exception as error:  # a potential's fault is a record, whatever it raised
         first_line = (str(error).splitlines() or [""])[0][:300]
         outcome = {"failure": Failure.CRASHED, "message": f"{crystal.reduced_formula}: {type(error).__name__}: {first_line}"}
-    return Relaxation(**outcome, cost_seconds=time.process_time() - started)
+    return Relaxation(**outcome, cost_seconds=own_processor_seconds() - started)
 
 
 def _relax(crystal: Crystal, calculator: Calculator, settings: RelaxSettings) -> dict[str, Any]:

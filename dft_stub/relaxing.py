@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping
 
 from dft_stub.evaluator import Evaluation, Failure
@@ -12,16 +11,12 @@ from dft_stub.workers import TaskOutcome, WorkerLimits, WorkerPool
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.validity import check_crystal
 from gnome.errors import EvaluatorUnavailable, InvalidCrystal
+from gnome.processes import usable_cores
 from gnome.quantities import PLAUSIBLE_E_FORM
 from gnome.stability.method import Method
 from gnome.stability.references import ElementalReferences
 
 _BARE = "="  # stands where a task has no ticket
-
-
-def default_workers() -> int:
-    """Processors this process may use, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 class RelaxingEvaluator:
@@ -48,7 +43,7 @@ class RelaxingEvaluator:
         self._check_references()
         self._pool = WorkerPool(
             functools.partial(_make_relaxation, potential, self.settings),
-            workers=default_workers() if workers is None else workers,
+            workers=usable_cores() if workers is None else workers,
             limits=limits or WorkerLimits(),
         )
         self._tickets = itertools.count(1)

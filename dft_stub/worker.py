@@ -1,26 +1,24 @@
 """A worker process: `python -m dft_stub.worker FD PARENT` takes tasks from a pipe, one at a time, and sends the answers back.
 
 It is a program of its own rather than a fork: the parent may hold threads and a database, and its main script need not be importable.
-Interrupts are the parent's to handle.  When the parent dies in any way, the worker ends too.
+Interrupts are the parent's to handle.  When the parent dies in any way, the worker ends too, with whatever it has started.
 """
 
 import contextlib
 import faulthandler
-import os
 import resource
 import signal
 import sys
 import threading
-import time
 from multiprocessing.connection import Connection
 from typing import Any
 
 from gnome.errors import EvaluatorUnavailable
+from gnome.processes import end_with_parent
 
 ADDRESS_SPACE_OVERHEAD = 6 * 2**30
 """Bytes that a process with torch maps without ever touching; the limit on mapped memory leaves room for them."""
 
-_POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30.0
 
 
@@ -28,7 +26,7 @@ def main() -> None:
     """Serve until the pipe closes."""
     connection, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent closed the pipe
         _serve(connection)
 
@@ -61,12 +59,6 @@ def _answer(function: Any, payload: Any) -> tuple[str, Any]:
     except Exception as error:
         first_line = (str(error).splitlines() or [""])[0][:300]
         return "raised", f"{type(error).__name__}: {first_line}"
-
-
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_POLL_SECONDS)
-    os._exit(1)
 
 
 if __name__ == "__main__":

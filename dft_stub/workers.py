@@ -8,31 +8,30 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
-
 from dft_stub.evaluator import Failure
 from gnome.errors import EvaluatorUnavailable
+from gnome.processes import end, processor_seconds, python_command, resident_bytes, start
 
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 1.0  # between two looks at what a worker and its children use, which take a millisecond or more
 _START_SECONDS = 180.0
 _MAX_FAILED_STARTS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerLimits:
-    """What one task may use: seconds of wall-clock time, bytes of resident memory.
+    """What one task may use: seconds of wall-clock time, bytes of resident memory, those of its children included.
 
     The time limit is there for what hangs; it is long, so that a slow machine does not change an answer.
     """
@@ -43,7 +42,7 @@ class WorkerLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOutcome:
-    """What became of a task: its result, or a failure with a message."""
+    """What became of a task: its result, or a failure with a message; `seconds` of processor time, its children's included."""
 
     task: str
     result: Any = None
@@ -61,20 +60,20 @@ class _Worker:
     ready: bool = False
     task: tuple[str, Any] | None = None
     task_started: float = 0.0
-    psutil_process: psutil.Process = field(init=False)
+    used_before: float = 0.0
+    used: float = 0.0
+    looked: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.psutil_process = psutil.Process(self.process.pid)
+    def begin(self, task: tuple[str, Any]) -> None:
+        self.task, self.task_started = task, time.monotonic()
+        self.used_before = self.used = processor_seconds(self.process.pid)
 
-    def resident_bytes(self) -> int:
-        try:
-            return int(self.psutil_process.memory_info().rss)
-        except psutil.Error:  # it ended a moment ago; the pipe will tell
-            return 0
+    def look(self) -> None:
+        """Note the processor time so far; once the process has ended there is none to be had."""
+        self.used = max(self.used, processor_seconds(self.process.pid))
 
     def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        end(self.process)
         self.connection.close()
         self.folder.cleanup()
 
@@ -140,7 +139,7 @@ class WorkerPool:
             if self._queue and worker.ready and worker.task is None:
                 with contextlib.suppress(OSError):  # a worker that has just died is found by _step
                     worker.connection.send(self._queue[0][1])
-                worker.task, worker.task_started = self._queue.popleft(), time.monotonic()
+                worker.begin(self._queue.popleft())
 
     def _step(self) -> Iterator[TaskOutcome]:
         """Wait a moment for messages, then look at every worker's limits."""
@@ -194,9 +193,12 @@ class WorkerPool:
         outcome = None
         if now - worker.task_started > self._limits.seconds:
             outcome = self._finish(worker, failure=Failure.TIMEOUT, message=f"no answer within {self._limits.seconds:g} seconds")
-        elif (resident := worker.resident_bytes()) > self._limits.memory_bytes:
-            text = f"{resident / 2**20:.0f} MiB in use, the limit is {self._limits.memory_bytes / 2**20:.0f}"
-            outcome = self._finish(worker, failure=Failure.OUT_OF_MEMORY, message=text)
+        elif now - worker.looked > _LOOK_SECONDS:
+            worker.looked = now
+            worker.look()
+            if (resident := resident_bytes(worker.process.pid)) > self._limits.memory_bytes:
+                text = f"{resident / 2**20:.0f} MiB in use, the limit is {self._limits.memory_bytes / 2**20:.0f}"
+                outcome = self._finish(worker, failure=Failure.OUT_OF_MEMORY, message=text)
         if outcome is not None:
             self._drop(worker)
         return outcome
@@ -204,7 +206,8 @@ class WorkerPool:
     def _finish(self, worker: _Worker, *, result: Any = None, failure: Failure | None = None, message: str = "") -> TaskOutcome:
         name = worker.task[0] if worker.task else ""
         worker.task = None
-        seconds = time.monotonic() - worker.task_started
+        worker.look()
+        seconds = worker.used - worker.used_before
         return TaskOutcome(task=name, result=result, failure=failure, message=message, seconds=seconds)
 
     def _drop(self, worker: _Worker) -> None:
@@ -215,17 +218,12 @@ class WorkerPool:
 def _start(make_function: Callable[[], Callable[[Any], Any]], limits: WorkerLimits) -> _Worker:
     ours, theirs = Pipe()
     folder = tempfile.TemporaryDirectory(prefix="gnome-worker-", ignore_cleanup_errors=True)
-    path = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with Path(folder.name, "stderr").open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dft_stub.worker", str(theirs.fileno()), str(os.getpid())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+        process = start(
+            python_command("dft_stub.worker", str(theirs.fileno()), str(os.getpid())),
+            descriptors=[theirs.fileno()],
             stderr=stderr,
-            cwd=folder.name,  # codes leave files where they run
-            env={**os.environ, **one_thread, "PYTHONPATH": path},
+            folder=folder.name,  # codes leave files where they run
         )
     theirs.close()
     worker = _Worker(process, ours, folder, time.monotonic())

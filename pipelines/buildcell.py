@@ -20,7 +20,7 @@ from gnome.crystals.elements import COVALENT_RADIUS, SYMBOLS
 from gnome.crystals.formula import reduced_formula
 from gnome.crystals.validity import check_crystal
 from gnome.errors import GnomeError, InvalidInput
-from pipelines.line_worker import WorkerLost, run_bounded
+from gnome.processes import ProcessLost, run_bounded
 from pipelines.random_structures import RandomSearch, RandomStructure, RandomStructureSettings, stream
 from pipelines.symmetry import site_symmetry
 from pipelines.volumes import estimated_volume
@@ -98,11 +98,11 @@ class BuildcellStructures:
             output = run_bounded(
                 [self._path],
                 cell.encode(),
-                time_limit=self.settings.time_limit,
-                memory_limit=self.settings.memory_limit,
+                seconds=self.settings.time_limit,
+                memory_bytes=self.settings.memory_limit * 2**20,
                 max_output=MAX_OUTPUT,
             )
-        except WorkerLost as loss:
+        except ProcessLost as loss:
             raise InvalidInput(f"buildcell {loss}") from None
         return output.decode(errors="replace")
 

@@ -1,7 +1,5 @@
 """Random structures by PyXtal (Fredericks et al., Comput. Phys. Commun. 261, 107810 (2021)), in a process that can be killed."""
 
-import os
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +7,7 @@ from typing import Any
 
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import reduced_formula
-from pipelines.line_worker import LineWorker, WorkerLost
+from gnome.processes import LineWorker, ProcessLost, python_command
 from pipelines.random_structures import RandomSearch, RandomStructure, RandomStructureSettings
 
 _START_LIMIT = 120.0
@@ -30,7 +28,7 @@ class PyXtalStructures:
     ) -> None:
         """Remember the settings; the workers start with the first search."""
         self.settings = settings or RandomStructureSettings()
-        command = command or [sys.executable, "-m", "pipelines.pyxtal_worker"]
+        command = command or python_command("pipelines.pyxtal_worker")
         self._workers = [_Worker(command, self.settings) for _ in range(workers)]
 
     def search(self, composition: Mapping[int, int], *, n: int, seed: int) -> RandomSearch:
@@ -43,20 +41,20 @@ class PyXtalStructures:
         found: list[RandomStructure] = []
         failures: list[str] = []
         for index, record in sorted(answers.items()):
-            if isinstance(record, WorkerLost):
+            if isinstance(record, ProcessLost):
                 failures.append(f"{name}, structure {index}: the generator {record}")
             elif "crystal" in record:
                 found.append(RandomStructure(**{**record, "crystal": Crystal.from_dict(record["crystal"])}))
             else:
                 failures.append(f"{name}, structure {index}: nothing passed the gate in {self.settings.attempts} attempts")
-        lost = sum(isinstance(record, WorkerLost) for record in answers.values())
+        lost = sum(isinstance(record, ProcessLost) for record in answers.values())
         if lost >= self.settings.max_losses:
             failures.append(f"{name}: given up after {lost} losses")
         return RandomSearch(structures=tuple(found), failures=tuple(failures))
 
-    def _ask_all(self, questions: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any] | WorkerLost]:
+    def _ask_all(self, questions: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any] | ProcessLost]:
         """Share questions out among the workers until all are answered or too many workers were lost; answers by index."""
-        answers: dict[int, dict[str, Any] | WorkerLost] = {}
+        answers: dict[int, dict[str, Any] | ProcessLost] = {}
         waiting = iter(questions)  # each is taken by one thread: a list's iterator is safe under the interpreter's lock
 
         stopped = threading.Event()
@@ -67,9 +65,9 @@ class PyXtalStructures:
                     return
                 try:
                     answers[question["index"]] = worker.ask(question)
-                except WorkerLost as loss:
+                except ProcessLost as loss:
                     answers[question["index"]] = loss
-                if sum(isinstance(answer, WorkerLost) for answer in list(answers.values())) >= self.settings.max_losses:
+                if sum(isinstance(answer, ProcessLost) for answer in list(answers.values())) >= self.settings.max_losses:
                     return
 
         with ThreadPoolExecutor(len(self._workers)) as pool:
@@ -102,23 +100,17 @@ class _Worker:
     """One process, which is told the settings before its first question."""
 
     def __init__(self, command: Sequence[str], settings: RandomStructureSettings) -> None:
-        paths = os.pathsep.join(path for path in sys.path if path)
         self._settings = settings
-        self._line = LineWorker(
-            command,
-            memory_limit=settings.memory_limit,
-            # One thread: draws are small, and address space is limited.
-            environment={"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
+        self._line = LineWorker(command, memory_bytes=settings.memory_limit * 2**20)
         self._is_ready = False
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Ask one question; a process that is lost is started anew by the next."""
         try:
             if not self._is_ready:
-                self._line.ask(self._settings.to_dict(), time_limit=_START_LIMIT)
+                self._line.ask(self._settings.to_dict(), seconds=_START_LIMIT)
                 self._is_ready = True
-            return self._line.ask(question, time_limit=self._settings.time_limit)
+            return self._line.ask(question, seconds=self._settings.time_limit)
         except BaseException:
             self.close()
             raise

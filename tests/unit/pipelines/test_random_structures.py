@@ -8,8 +8,8 @@ import pytest
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import parse_formula
 from gnome.crystals.validity import is_valid
+from gnome.processes import LineWorker, ProcessLost
 from pipelines.contract import validate_random_structures
-from pipelines.line_worker import LineWorker, WorkerLost
 from pipelines.pyxtal_structures import PyXtalStructures
 from pipelines.random_structures import RandomStructureSettings, draw_volume, stream
 from pipelines.volumes import estimated_volume
@@ -153,9 +153,9 @@ def test_structures_that_never_pass_are_reported(tmp_path):
 
 
 def test_worker_that_cannot_start_and_closing_twice(tmp_path):
-    worker = LineWorker([sys.executable, "-c", "raise SystemExit(3)"], memory_limit=4096)
-    with pytest.raises(WorkerLost, match="exit code 3"):
-        worker.ask({"a": 1}, time_limit=20)
+    worker = LineWorker([sys.executable, "-c", "raise SystemExit(3)"], memory_bytes=2**32)
+    with pytest.raises(ProcessLost, match="exit code 3"):
+        worker.ask({"a": 1}, seconds=20)
     worker.close()
     worker.close()
 
