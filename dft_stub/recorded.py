@@ -7,17 +7,17 @@ whenever it has changed, so whoever computes the answers appends to it and they 
 
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from dft_stub.admission import admit
 from dft_stub.evaluator import Evaluation, Failure
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
 from gnome.errors import EvaluatorUnavailable, InvalidCrystal, InvalidInput
-from gnome.quantities import PLAUSIBLE_E_FORM, Quantity
+from gnome.quantities import Quantity
 from gnome.stability.method import Method
 
 
@@ -71,7 +71,7 @@ class RecordedEvaluator:
             if answer is None and self._wait:
                 continue
             del self._pending[ticket][name]
-            yield self._no_answer(name, crystal) if answer is None else _plausible(replace(answer, id=name), crystal)
+            yield self._no_answer(name, crystal) if answer is None else admit(replace(answer, id=name), crystal, self.method)
 
     def pending(self, ticket: str) -> frozenset[str]:
         """Ids without an answer so far."""
@@ -94,21 +94,6 @@ class RecordedEvaluator:
         if len(labels) > 1:
             raise EvaluatorUnavailable(f"{self._path}: holds several methods ({', '.join(sorted(labels))}); keep one a file")
         self._answers, self._stamp = dict(answers), stamp
-
-
-def _plausible(answer: Evaluation, asked: Crystal) -> Evaluation:
-    """Turn an answer that no crystal can have, or that belongs to another, into a failure."""
-    if not answer.converged or answer.crystal is None or answer.e_form_per_atom is None or answer.energy_per_atom is None:
-        return answer
-    if answer.crystal.reduced_formula != asked.reduced_formula:
-        wrong = f"the answer is for {answer.crystal.reduced_formula}"
-    elif not PLAUSIBLE_E_FORM[0] <= answer.e_form_per_atom <= PLAUSIBLE_E_FORM[1] or not math.isfinite(answer.energy_per_atom):
-        wrong = f"e_form_per_atom is {answer.e_form_per_atom}, energy_per_atom {answer.energy_per_atom} eV/atom"
-    else:
-        return answer
-    nothing: dict[str, Any] = {"crystal": None, "energy_per_atom": None, "e_form_per_atom": None}
-    message = f"{asked.reduced_formula}: {wrong}"
-    return replace(answer, converged=False, failure=Failure.IMPLAUSIBLE, message=message, **nothing)
 
 
 def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:

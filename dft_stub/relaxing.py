@@ -4,6 +4,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 
+from dft_stub.admission import admit
 from dft_stub.evaluator import Evaluation, Failure
 from dft_stub.potentials import Potential
 from dft_stub.relaxer import Relaxation, RelaxSettings, relax, relaxation_method
@@ -12,7 +13,6 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.validity import check_crystal
 from gnome.errors import EvaluatorUnavailable, InvalidCrystal
 from gnome.processes import usable_cores
-from gnome.quantities import PLAUSIBLE_E_FORM
 from gnome.stability.method import Method
 from gnome.stability.references import ElementalReferences
 
@@ -148,31 +148,26 @@ class RelaxingEvaluator:
             message = f"{self._pending[ticket][name].reduced_formula}: {outcome.message}"
             return self._failed(name, outcome.failure, message, cost_seconds=outcome.seconds)
         relaxation: Relaxation = outcome.result
-        failure, message, e_form = relaxation.failure, relaxation.message, None
-        if relaxation.crystal is not None and relaxation.energy_per_atom is not None and failure is None:
+        e_form = None
+        if relaxation.crystal is not None and relaxation.energy_per_atom is not None and relaxation.failure is None:
             e_form = self._references.formation_energy_per_atom(relaxation.crystal.composition, relaxation.energy_per_atom)
-            low, high = PLAUSIBLE_E_FORM
-            if not low <= e_form <= high:
-                failure = Failure.IMPLAUSIBLE
-                message = (
-                    f"{relaxation.crystal.reduced_formula}: formation energy {e_form:.3f} eV/atom, expected {low:g} to {high:g}"
-                )
-        return Evaluation(
+        answer = Evaluation(
             id=name,
             method=self.method,
-            converged=failure is None,
+            converged=relaxation.failure is None,
             crystal=relaxation.crystal,
             energy_per_atom=relaxation.energy_per_atom,
-            e_form_per_atom=e_form if failure is None else None,
+            e_form_per_atom=e_form,
             max_force=relaxation.max_force,
             n_steps=relaxation.n_steps,
             forces=relaxation.forces,
             stress=relaxation.stress,
             magnetic_moments=relaxation.magnetic_moments,
-            failure=failure,
-            message=message,
+            failure=relaxation.failure,
+            message=relaxation.message,
             cost_seconds=relaxation.cost_seconds,
         )
+        return admit(answer, self._pending[ticket][name], self.method, gate=self.settings.gate)
 
 
 def _relaxation(outcome: TaskOutcome) -> Relaxation:

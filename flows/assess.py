@@ -1,13 +1,14 @@
 """What evaluations mean: which crystals are new, where they lie on the hull, and what that does to the others."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.identity import fingerprint, keys_to_search, prototype_label, same_crystal, space_group_number
-from gnome.database.records import Assessment, CrystalRecord, EvaluationRecord, HullColumns
+from gnome.database.records import Assessment, CrystalRecord, EvaluationRecord, HullColumns, PredictionRecord
 from gnome.database.store import Store
-from gnome.quantities import STABLE_TOLERANCE
+from gnome.quantities import STABLE_TOLERANCE, Quantity
 from gnome.stability.hull import ConvexHull
 from gnome.stability.method import Method
 
@@ -30,6 +31,7 @@ def crystal_record(  # noqa: PLR0913 - what a row is made of
     correction_per_atom: float = 0.0,
     number: int | None = None,
     candidate_id: str | None = None,
+    expected: PredictionRecord | None = None,
     source: str = "",
 ) -> CrystalRecord:
     """Describe a crystal as the database keeps it: identity bucket, prototype and space group are worked out here."""
@@ -45,12 +47,15 @@ def crystal_record(  # noqa: PLR0913 - what a row is made of
         protostructure=prototype_label(crystal),
         round=number,
         candidate_id=candidate_id,
+        p_stable=None if expected is None else expected.p_stable,
+        formula_check=None if expected is None else expected.formula_check,
         source=source,
     )
 
 
 def assess(store: Store, evaluations: Iterable[EvaluationRecord], hull_before: ConvexHull, number: int) -> Assessed:
     """Compare converged evaluations, in the order given, with all crystals known before the round and with each other."""
+    expected = {record.candidate_id: record for record in store.predictions_of_round(number)}
     records: list[CrystalRecord] = []
     assessments = []
     converged = [record for record in evaluations if record.converged]
@@ -77,6 +82,7 @@ def assess(store: Store, evaluations: Iterable[EvaluationRecord], hull_before: C
                 origin="discovered",
                 number=number,
                 candidate_id=record.candidate_id,
+                expected=expected.get(record.candidate_id),
             )
             records.append(new)
             known.setdefault(new.fingerprint, []).append(crystal)
@@ -92,14 +98,30 @@ def assess(store: Store, evaluations: Iterable[EvaluationRecord], hull_before: C
     return Assessed(crystals=tuple(records), assessments=tuple(assessments))
 
 
-def is_hit(record: EvaluationRecord) -> bool:
-    """Say whether an evaluation found what the round looks for: converged, structurally novel, on or below the hull before it."""
-    return bool(
-        record.converged
-        and record.novel
-        and record.e_above_hull_before is not None
-        and record.e_above_hull_before <= STABLE_TOLERANCE
-    )
+def hits_among(evaluations: Iterable[EvaluationRecord], crystals: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Ids of the crystals that a round looks for, one a composition: the hits.
+
+    A hit converged to a structurally new crystal that competes with at least one compound and lies within 1 meV/atom of the hull as it
+    stands, which holds the round's finds.  `crystals` are rows of the crystals that the evaluations led to, by id.
+    """
+    best: dict[str, tuple[float, str]] = {}
+    for record in evaluations:
+        row = crystals.get(record.crystal_id or "")
+        if not (record.converged and record.novel) or row is None or not row[Quantity.N_COMPETING]:
+            continue
+        above = row[Quantity.E_ABOVE_HULL]
+        if above is not None and above <= STABLE_TOLERANCE:
+            found = (float(row[Quantity.E_FORM_PER_ATOM]), str(row[Quantity.ID]))
+            formula = str(row[Quantity.REDUCED_FORMULA])
+            best[formula] = min(found, best.get(formula, found))
+    return sorted(identifier for _, identifier in best.values())
+
+
+def hits_of_round(store: Store, number: int, method: str) -> list[str]:
+    """Ids of a round's hits against the hull of a method as it stands."""
+    evaluations = store.evaluations_of_round(number)
+    found = store.crystals_by_id({record.crystal_id for record in evaluations if record.crystal_id}, method)
+    return hits_among(evaluations, {identifier: stored[0].row for identifier, stored in found.items()})
 
 
 def update_hull(store: Store, method: str, *, changed: Sequence[Crystal] | None = None) -> ConvexHull:
@@ -124,6 +146,7 @@ def update_hull(store: Store, method: str, *, changed: Sequence[Crystal] | None 
                 e_above_hull=float(above[i]),
                 decomposition_energy=float(decomposition[i]),
                 decomposes_to=hull.decomposition(entry.composition, competing_only=True),
+                n_competing=hull.n_competing(entry.composition),
             )
             for i, entry in enumerate(entries)
         ],

@@ -6,15 +6,14 @@ import typer
 from rich.console import Console
 
 from flows.cli import app, make_console, print_json
-from flows.settings import SCREENED_PER_EVALUATION, CampaignSettings, RoundSettings, Settings
-from gnome.errors import InvalidInput
+from flows.settings import SCREENED_PER_EVALUATION, CampaignSettings, RoundSettings, Settings, parse_elements
 
 campaign_app = typer.Typer(help="Run several rounds with learning in between, at once or on a schedule.", no_args_is_help=True)
 app.add_typer(campaign_app, name="campaign")
 
 _DEFAULTS = RoundSettings()
 
-Elements = Annotated[str | None, typer.Option(help="Only these elements, by commas: Li,O; all when not given.")]
+Elements = Annotated[str | None, typer.Option(help="Only these elements: Li-Fe-O or Li,Fe,O; all when not given.")]
 Generator = Annotated[str, typer.Option(help="structural, compositional or both.")]
 EvaluatorName = Annotated[str, typer.Option(help="chgnet, emt, gpaw, recorded:FILE ... ; GNOME_EVALUATOR when not given.")]
 Budget = Annotated[int, typer.Option(help="Evaluations in a round.")]
@@ -23,7 +22,9 @@ Screened = Annotated[
     int | None,
     typer.Option(help=f"Compositions that get the full filter; {SCREENED_PER_EVALUATION} for each evaluation when not given."),
 ]
-Order = Annotated[str, typer.Option(help="What is evaluated first: greedy (deepest below the hull) or stability (surest).")]
+Order = Annotated[str, typer.Option(help="What is evaluated first: stability (surest) or greedy (deepest below the hull).")]
+Unbalanced = Annotated[bool, typer.Option("--unbalanced", help="Let substitutions through that unbalance charges, marked so.")]
+MaxAtoms = Annotated[int, typer.Option(help="Most atoms in a candidate's cell.")]
 Formulas = Annotated[int, typer.Option(help="Formulas that the compositional pipeline searches.")]
 Seed = Annotated[int, typer.Option(help="The same seed on an empty database gives the same result.")]
 Rounds = Annotated[int, typer.Option(help="Rounds to run.")]
@@ -32,14 +33,11 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
 def _round_settings(
-    settings: Settings, elements: str | None, generator: str, evaluator: str,
-    budget: int, candidates: int, screened: int | None, acquisition: str, formulas: int, seed: int,
+    settings: Settings, elements: str | None, generator: str, evaluator: str, budget: int, candidates: int,
+    screened: int | None, acquisition: str, formulas: int, seed: int, unbalanced: bool, max_atoms: int,
 ) -> RoundSettings:  # fmt: skip
-    symbols = () if elements is None else tuple(symbol.strip() for symbol in elements.split(","))
-    if not all(symbols):
-        raise InvalidInput(f"--elements {elements!r}, expected symbols with commas between them, as in Li,O")
     return RoundSettings(
-        elements=symbols,
+        elements=() if elements is None else parse_elements(elements),
         generator=generator,
         evaluator=evaluator or settings.evaluator,
         budget=budget,
@@ -48,6 +46,8 @@ def _round_settings(
         acquisition=acquisition,
         n_formulas=formulas,
         seed=seed,
+        charge_balanced=not unbalanced,
+        max_atoms=max_atoms,
     )
 
 
@@ -62,14 +62,18 @@ def discover(
     acquisition: Order = _DEFAULTS.acquisition,
     formulas: Formulas = _DEFAULTS.n_formulas,
     seed: Seed = 0,
+    unbalanced: Unbalanced = False,
+    max_atoms: MaxAtoms = _DEFAULTS.max_atoms,
     as_json: Json = False,
 ) -> None:
     """Run one round: propose crystals, filter them, relax the best, and keep what is new.
 
-    gnome discover --elements Li,Fe,O --budget 50
+    gnome discover --elements Li-Fe-O --budget 50
     """
     settings = Settings()
-    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, acquisition, formulas, seed)
+    wanted = _round_settings(
+        settings, elements, generator, evaluator, budget, candidates, screened, acquisition, formulas, seed, unbalanced, max_atoms
+    )
     from flows.progress import Bars  # noqa: PLC0415
     from flows.stages import run_round  # noqa: PLC0415
     from flows.workspace import open_workspace  # noqa: PLC0415
@@ -80,16 +84,30 @@ def discover(
 
 
 def report_round(store: Any, record: Any, console: Console, *, as_json: bool) -> None:
-    """Print what a round found."""
-    from flows.reports import discoveries, discovery_table, round_lines, stage_table  # noqa: PLC0415
+    """Print what a round found, and before it what that is worth."""
+    from flows.finds import finds  # noqa: PLC0415
+    from flows.reports import FIND_CAPTION, find_tables, headline, round_lines, stage_table  # noqa: PLC0415
 
-    rows = discoveries(store, record.number)
+    rows = finds(store, record)
+    n_known = store.count_crystals(str(record.settings["method"]), before_round=record.number)
     if as_json:
-        print_json({"round": record.number, "summary": record.summary, "discoveries": rows, "database": store.location})
+        print_json(
+            {
+                "round": record.number,
+                "headline": headline(record, rows, n_known=n_known),
+                "summary": record.summary,
+                "discoveries": rows,
+                "database": store.location,
+            }
+        )
         return
-    shown = rows[:25]
-    title = f"New crystals of round {record.number} ({len(shown)} of {len(rows)}, those nearest to the hull and deepest first)"
-    console.print(discovery_table(shown, title, width=console.width))
+    for line in headline(record, rows, n_known=n_known):
+        console.print(line, soft_wrap=True)
+    for table in find_tables(rows, width=console.width):
+        console.print()
+        console.print(table)
+    if rows:
+        console.print(FIND_CAPTION, soft_wrap=True)
     console.print()
     console.print(stage_table(record.summary))
     console.print()
@@ -119,6 +137,8 @@ def campaign_run(
     acquisition: Order = _DEFAULTS.acquisition,
     formulas: Formulas = _DEFAULTS.n_formulas,
     seed: Seed = 0,
+    unbalanced: Unbalanced = False,
+    max_atoms: MaxAtoms = _DEFAULTS.max_atoms,
     retrain_after: RetrainAfter = 80,
     plain: Annotated[bool, typer.Option("--plain", help="Without Prefect: no runs to look at, the same result.")] = False,
     as_json: Json = False,
@@ -128,7 +148,9 @@ def campaign_run(
     gnome campaign run --rounds 3 --budget 50
     """
     settings = Settings()
-    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, acquisition, formulas, seed)
+    wanted = _round_settings(
+        settings, elements, generator, evaluator, budget, candidates, screened, acquisition, formulas, seed, unbalanced, max_atoms
+    )
     _campaign(
         CampaignSettings(rounds=rounds, retrain_after=retrain_after), wanted, settings, plain=plain, as_json=as_json, resume=False
     )
@@ -157,7 +179,7 @@ def campaign_abandon() -> None:
 
     with open_workspace(Settings(), resume=True) as workspace:
         record = abandon_round(workspace)
-    n = (record.summary or {})["n_novel"]
+    n = (record.summary or {}).get("n_novel", 0)
     make_console().print(f"Round {record.number} is given up; {n} new crystals of it are kept.")
 
 
@@ -220,6 +242,8 @@ def campaign_schedule(
     acquisition: Order = _DEFAULTS.acquisition,
     formulas: Formulas = _DEFAULTS.n_formulas,
     seed: Seed = 0,
+    unbalanced: Unbalanced = False,
+    max_atoms: MaxAtoms = _DEFAULTS.max_atoms,
     retrain_after: RetrainAfter = 80,
     name: Annotated[str, typer.Option(help="Name of the deployment in Prefect.")] = "campaign",
 ) -> None:
@@ -230,5 +254,7 @@ def campaign_schedule(
     from flows.deployments import serve_campaign  # noqa: PLC0415
 
     settings = Settings()
-    wanted = _round_settings(settings, elements, generator, evaluator, budget, candidates, screened, acquisition, formulas, seed)
+    wanted = _round_settings(
+        settings, elements, generator, evaluator, budget, candidates, screened, acquisition, formulas, seed, unbalanced, max_atoms
+    )
     serve_campaign(settings, wanted, CampaignSettings(rounds=rounds, retrain_after=retrain_after), cron=cron, name=name)

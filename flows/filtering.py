@@ -8,15 +8,17 @@ import numpy as np
 from flows.device import device_of
 from flows.learning import MAX_CALIBRATION, spread_evenly, unrelaxed_examples
 from flows.records import candidate_from, prediction_from, prediction_record
-from flows.rounds import Result, load_candidates, n_pieces, offset_of, round_method, round_model, round_settings
+from flows.rounds import Result, formula_judge, load_candidates, n_pieces, offset_of, round_method, round_model, round_settings
 from flows.settings import RoundSettings
 from flows.workspace import Workspace
 from gnome.models.energy_model import EnergyModel
+from gnome.models.formula_ensemble import CompositionalEnsemble
 from gnome.quantities import Quantity
 from pipelines.candidate import Candidate
 from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, go_on, looking
 from pipelines.screening import Prediction, ScreeningSettings, fit_offset, screen
-from pipelines.selection import Acquisition, GreedyAcquisition, Selected, SelectionSettings, StabilityAcquisition, select
+from pipelines.selection import Acquisition, GreedyAcquisition, SelectionSettings, StabilityAcquisition, select, standing_of
+from pipelines.standing import LOOK_THRESHOLD, FormulaJudge
 
 LOOK_SHARD: Final = 1000
 LOOK_AGAIN_SHARD: Final = 200
@@ -43,7 +45,7 @@ def calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
             [float(stored.row[Quantity.E_FORM_PER_ATOM]) for stored in fitted],
             method=method,
             settings=full_filter(settings),
-            unrelaxed=unrelaxed_examples(method, before) if settings.acquisition == "stability" else None,
+            unrelaxed=unrelaxed_examples(method, before),
         )
         count()
     return {"offset": offset.to_dict(), "note": offset.note}
@@ -74,9 +76,19 @@ def look_again(workspace: Workspace, number: int, shard: int) -> Result:
 def _take_look(workspace: Workspace, number: int, ids: Sequence[str], look: Look, name: str) -> Result:
     model = looking(round_model(workspace, number), look)
     candidates = load_candidates(workspace, ids)
-    formulas = {candidate.id: candidate.crystal.reduced_formula for candidate in candidates}
-    predictions, refusals = _screen(workspace, number, candidates, model, look.volumes, name)
-    ranked = sorted((round(p.decomposition_energy, 6), p.candidate_id, formulas[p.candidate_id]) for p in predictions)
+    judge = formula_judge(workspace, number)
+    judge = None if judge is None else CompositionalEnsemble(judge.members[: look.members], judge.card)
+    predictions, refusals = _screen(workspace, number, candidates, model, look.volumes, name, judge)
+    by_id = {candidate.id: candidate for candidate in candidates}
+    ranked = sorted(
+        (
+            round(p.decomposition_energy, 6),
+            p.candidate_id,
+            bool(standing_of(p, by_id[p.candidate_id]).doubts(LOOK_THRESHOLD)),
+            by_id[p.candidate_id].crystal.reduced_formula,
+        )
+        for p in predictions
+    )
     return {"ranked": ranked, "refused": refusals}
 
 
@@ -93,22 +105,23 @@ def looked_best(workspace: Workspace, number: int) -> list[str]:
 
 
 def _go_on(workspace: Workspace, number: int, stage: str, n: int, look: Look) -> list[str]:
-    """Ids of what goes on after a look, by id within equals; each its own composition in a look that kept no formulas, as older ones."""
+    """Ids of what goes on after a look, by id within equals; older looks kept no doubts, or no formulas either."""
     ranked = sorted(
         tuple(entry) for shard in workspace.ledger.shards(number, stage) for entry in (shard.result or {}).get("ranked", ())
     )
     ids = [entry[1] for entry in ranked]
     formulas = [entry[-1] for entry in ranked] if all(len(entry) > 2 for entry in ranked) else ids
-    return [ids[i] for i in go_on([entry[0] for entry in ranked], formulas, n, within=look.within)]
+    doubtful = [entry[2] for entry in ranked] if all(len(entry) > 3 for entry in ranked) else None
+    return [ids[i] for i in go_on([entry[0] for entry in ranked], formulas, n, within=look.within, doubtful=doubtful)]
 
 
 def screen_shard(workspace: Workspace, number: int, shard: int) -> Result:
     """Give a hundred candidates the full filter."""
     ids = looked_best(workspace, number)[shard * SCREEN_SHARD : (shard + 1) * SCREEN_SHARD]
     model = round_model(workspace, number)
-    predictions, refusals = _screen(
-        workspace, number, load_candidates(workspace, ids), model, full_filter(round_settings(workspace, number)), "screening"
-    )
+    volumes = full_filter(round_settings(workspace, number))
+    judge = formula_judge(workspace, number)
+    predictions, refusals = _screen(workspace, number, load_candidates(workspace, ids), model, volumes, "screening", judge)
     workspace.store.add_predictions([prediction_record(prediction) for prediction in predictions])
     return {"n": len(predictions), "refused": refusals, "method": predictions[0].method if predictions else ""}
 
@@ -120,6 +133,7 @@ def _screen(
     model: EnergyModel,
     settings: ScreeningSettings,
     name: str,
+    judge: FormulaJudge | None,
 ) -> tuple[list[Prediction], dict[str, int]]:
     hull = workspace.hull(round_method(workspace, number), before_round=number)
     offset = offset_of(workspace, number)
@@ -128,7 +142,7 @@ def _screen(
     with workspace.listener.stage(name, len(candidates), "candidates") as count:
         size = PIECE[device_of(workspace.settings).type]
         for piece in np.array_split(np.arange(len(candidates)), n_pieces(len(candidates), size)):
-            screening = screen([candidates[i] for i in piece], model, hull, settings, offset)
+            screening = screen([candidates[i] for i in piece], model, hull, settings, offset, judge)
             predictions += screening.predictions
             for refusal in screening.refusals:
                 refusals[refusal.reason] = refusals.get(refusal.reason, 0) + 1
@@ -137,40 +151,35 @@ def _screen(
 
 
 def select_shard(workspace: Workspace, number: int, _shard: int) -> Result:
-    """Spend the budget: one structure a composition; where compositions are fewer than the budget, their next best follow."""
+    """Spend the budget; see `pipelines.selection.select`."""
     settings = round_settings(workspace, number)
-    remaining = workspace.store.predictions_of_round(number)
-    candidates = {
-        record.id: candidate_from(record) for record in workspace.store.candidates(p.candidate_id for p in remaining).values()
-    }
-    predictions = [prediction_from(record, round_method(workspace, number)) for record in remaining]
-    order = SelectionSettings(acquisition=acquisition_of(workspace, number))
-    chosen: list[Selected] = []
-    while predictions and len(chosen) < settings.budget:
-        chosen += select(predictions, list(candidates.values()), settings.budget - len(chosen), order)
-        taken = {one.candidate.id for one in chosen}
-        predictions = [prediction for prediction in predictions if prediction.candidate_id not in taken]
+    method = round_method(workspace, number)
+    kept = [prediction_from(record, method) for record in workspace.store.predictions_of_round(number)]
+    predictions = [prediction for prediction in kept if prediction is not None]
+    candidates = workspace.store.candidates(prediction.candidate_id for prediction in predictions)
+    acquisition = acquisition_of(workspace, settings, predictions)
+    chosen = select(
+        predictions,
+        [candidate_from(record) for record in candidates.values()],
+        settings.budget,
+        SelectionSettings(acquisition=acquisition),
+    )
     return {
         "chosen": [one.candidate.id for one in chosen],
         "below_threshold": sum(one.below_threshold for one in chosen),
-        "acquisition": order.acquisition.name,
+        "doubtful": sum(bool(one.doubts) for one in chosen),
+        "without_energy": len(kept) - len(predictions),
+        "acquisition": acquisition.name,
     }
 
 
-def acquisition_of(workspace: Workspace, number: int) -> Acquisition:
-    """Return the order that the round's settings ask for; the greedy one, and a word, where errors are not known.
-
-    An ensemble's card knows its errors for cells as they are, an offset those at the round's volumes.
-    """
-    settings = round_settings(workspace, number)
+def acquisition_of(workspace: Workspace, settings: RoundSettings, predictions: Sequence[Prediction]) -> Acquisition:
+    """Return the order that the round's settings ask for; the greedy one, and a word, where no probability is known."""
     if settings.acquisition == "greedy":
         return GreedyAcquisition()
-    offset = offset_of(workspace, number)
-    own = round_model(workspace, number).calibration if settings.n_scales == 1 else None
-    calibration = own if offset is None else offset.calibration
-    if calibration is None:
+    if predictions and all(prediction.p_stable is None for prediction in predictions):
         workspace.listener.say(
             "The errors of the ensemble's predictions are not known: those deepest below the hull are evaluated."
         )
         return GreedyAcquisition()
-    return StabilityAcquisition(calibration=calibration)
+    return StabilityAcquisition()

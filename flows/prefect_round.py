@@ -11,8 +11,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from rich.console import Console
 
+from flows.finds import finds
 from flows.progress import Bars, Silent
-from flows.reports import discoveries, products, round_lines
+from flows.reports import products, round_lines
 from flows.rounds import Result
 from flows.settings import RoundSettings, Settings
 from flows.stages import run_round, run_shard
@@ -86,9 +87,10 @@ def leave_artifacts(workspace: Workspace, record: RoundRecord) -> None:
             str(Quantity.E_ABOVE_HULL): row[Quantity.E_ABOVE_HULL],
             "parent": row["parent_formula"],
             "competes with": products(row),
+            "speaks against it": "; ".join(row["doubts"]),
             "id": row[Quantity.ID],
         }
-        for row in discoveries(workspace.store, record.number, limit=100)
+        for row in finds(workspace.store, record)[:100]
     ]
     create_table_artifact(key="discoveries", table=rows, description=f"New crystals of round {record.number}")
     create_markdown_artifact(key="round-summary", markdown="\n".join(f"- {line}" for line in round_lines(record)))

@@ -14,12 +14,12 @@ from gnome.errors import InvalidInput
 from gnome.seeds import derived_seed
 from gnome.stability.hull import ConvexHull
 from pipelines.buildcell import BuildcellStructures, find_buildcell
-from pipelines.candidate import Candidate, Generator
+from pipelines.candidate import Candidate
 from pipelines.compositional import CompositionalPipeline, CompositionalSettings
 from pipelines.formula_screening import fit_formula_offset
 from pipelines.pyxtal_structures import PyXtalStructures
 from pipelines.random_structures import RandomStructures
-from pipelines.structural import IonicSubstitution, PartialSubstitution, StructuralSettings
+from pipelines.structural import IonicSubstitution, PartialSubstitution, StructuralSettings, Taken
 
 SCARCE_RADIOACTIVE = frozenset({43, 61, 84, 85, 86, 87, 88, 89, 91, *range(93, 104)})
 """Tc, Pm, Po to Ac, Pa and from Np on: hardly anyone can make a crystal of them; proposed only when named.
@@ -53,17 +53,18 @@ def propose_structural(
     known_crystals = workspace.store.crystals_of(hull.method, before_round=number)
     parents = [stored.crystal for stored in known_crystals if stored.crystal.n_atoms <= settings.max_atoms]
     known = workspace.store.known_formulas(hull.method, before_round=number)
-    bounds = StructuralSettings(max_atoms=settings.max_atoms, elements=elements)
-    generators: tuple[Generator, ...] = (
+    bounds = StructuralSettings(max_atoms=settings.max_atoms, elements=elements, charge_balanced=settings.charge_balanced)
+    generators: tuple[PartialSubstitution | IonicSubstitution, ...] = (
         PartialSubstitution(known_formulas=known, settings=bounds),
         IonicSubstitution(known_formulas=known, settings=bounds),
     )
     n_total = settings.n_candidates // len(settings.pipelines)
     counts: dict[str, int] = {}
+    taken: Taken = {}
     with workspace.listener.stage("proposing", n_total, "candidates") as count:
         for i, generator in enumerate(generators):
             share = n_total // 2 if i == 0 else n_total - sum(counts.values())
-            proposals = generator.propose(parents, limit=share, seed=derived_seed(settings.seed, number))
+            proposals = generator.propose(parents, limit=share, seed=derived_seed(settings.seed, number), taken=taken)
             counts[generator.name] = _store(workspace, proposals, number, count)
     return {**counts}
 

@@ -37,11 +37,16 @@ def prediction_record(prediction: Prediction) -> PredictionRecord:
         spread=prediction.spread,
         volume_scale=prediction.volume_scale,
         decomposition_energy=prediction.decomposition_energy,
+        p_stable=prediction.p_stable,
+        n_competing=prediction.n_competing,
+        formula_check=prediction.formula_check,
     )
 
 
-def prediction_from(record: PredictionRecord, method: str) -> Prediction:
-    """Take a prediction out of its record; `method` labels it."""
+def prediction_from(record: PredictionRecord, method: str) -> Prediction | None:
+    """Take a prediction out of its record; `method` labels it.  None where no decomposition energy was kept, so that none is made up."""
+    if record.decomposition_energy is None:
+        return None
     return Prediction(
         candidate_id=record.candidate_id,
         e_form_per_atom=record.e_form_per_atom,
@@ -49,11 +54,14 @@ def prediction_from(record: PredictionRecord, method: str) -> Prediction:
         volume_scale=record.volume_scale,
         model_id=record.model_id,
         method=method,
-        decomposition_energy=0.0 if record.decomposition_energy is None else record.decomposition_energy,
+        decomposition_energy=record.decomposition_energy,
+        p_stable=record.p_stable,
+        n_competing=record.n_competing or 0,
+        formula_check=record.formula_check,
     )
 
 
-def evaluation_record(evaluation: Evaluation, number: int) -> EvaluationRecord:
+def evaluation_record(evaluation: Evaluation, number: int, *, attempts: int = 1) -> EvaluationRecord:
     """Store an answer, relaxed crystal included; what it means for the hull is told later."""
     return EvaluationRecord(
         candidate_id=evaluation.id,
@@ -72,4 +80,5 @@ def evaluation_record(evaluation: Evaluation, number: int) -> EvaluationRecord:
         forces=evaluation.forces,
         stress=evaluation.stress,
         magnetic_moments=evaluation.magnetic_moments,
+        attempts=attempts,
     )

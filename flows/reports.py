@@ -3,31 +3,24 @@
 Nothing here needs a model, an evaluator or Prefect, so queries stay quick.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from rich.table import Table
 
-from gnome.database.query import query
 from gnome.database.records import Ancestor, RoundRecord
 from gnome.database.store import Store
 from gnome.quantities import Quantity
 
 HULL_NOTE = (
-    "'stable' is said against the phases in this database and under this method alone. The shipped seeds are about a thousand, so many "
-    "'new' crystals are known ones that the seeds lack; import what is known in their systems before you believe a discovery"
+    "'stable' is said against the phases in this database and under this method alone. The shipped seeds are common known crystals, "
+    "so many 'new' ones are known to everybody but the seeds; import what is known in their systems before you believe a discovery"
 )
-
-
-def discoveries(store: Store, number: int, *, limit: int | None = None) -> list[dict[str, Any]]:
-    """New crystals of a round, those nearest to the hull first and among them the deepest; parents by formula."""
-    sort = f"{Quantity.E_ABOVE_HULL},{Quantity.DECOMPOSITION_ENERGY}"
-    rows = query(store, f"_gnome_round = {number}", sort=sort, limit=limit)
-    parents = store.crystals_by_id({row[Quantity.PARENT] for row in rows if row[Quantity.PARENT]})
-    for row in rows:
-        found = parents.get(row[Quantity.PARENT] or "")
-        row["parent_formula"] = found[0].row[Quantity.REDUCED_FORMULA] if found else ""
-    return rows
+FORMULA_NOTE = (
+    "the formula check remembers two thirds of the compositions that the Materials Project knows, so it knows a known compound when it "
+    "sees one, and says little of what is really new"
+)
 
 
 def products(row: Mapping[str, Any]) -> str:
@@ -36,36 +29,65 @@ def products(row: Mapping[str, Any]) -> str:
     return " + ".join(f"{share['fraction']:.2f} {share['reduced_formula']}" for share in shares)
 
 
-_WIDE: Final = 130
-"""Characters that all columns of the table of discoveries need."""
+_WIDE: Final = 140
+"""Characters that all columns of the table of finds need."""
+
+_TITLES: Final = {
+    "hit": "Hits: on the hull, with known compounds to compete against",
+    "near the hull": "Near the hull (within 50 meV/atom of it)",
+    "doubtful": "Doubtful: on or near the hull, but something speaks against it",
+}
 
 
-def discovery_table(rows: Sequence[Mapping[str, Any]], title: str, *, width: int = _WIDE) -> Table:
+def find_tables(rows: Sequence[Mapping[str, Any]], *, width: int = _WIDE, most: int = 25) -> Iterator[Table]:
+    """Yield a table for each group of finds that there is; those far above the hull are counted only."""
+    for group, title in _TITLES.items():
+        of_group = [row for row in rows if row["group"] == group]
+        if of_group:
+            shown = of_group[:most]
+            number = f"{len(shown)} of {len(of_group)}" if len(shown) < len(of_group) else str(len(of_group))
+            yield find_table(shown, f"{title} ({number})", width=width)
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    cell: Callable[[Mapping[str, Any]], str]
+    is_number: bool = False
+    is_essential: bool = False
+
+
+_COLUMNS: Final = (
+    _Column("id", lambda row: str(row[Quantity.ID]), is_essential=True),
+    _Column("formula", lambda row: str(row[Quantity.REDUCED_FORMULA]), is_essential=True),
+    _Column("known in", lambda row: ", ".join(row["known_in"]) or "-"),
+    _Column("space group", lambda row: str(row[Quantity.SPACE_GROUP_NUMBER] or ""), is_number=True),
+    _Column("above hull", lambda row: _number(row[Quantity.E_ABOVE_HULL]), is_number=True, is_essential=True),
+    _Column("against others", lambda row: _number(row[Quantity.DECOMPOSITION_ENERGY]), is_number=True),
+    _Column("compete", lambda row: str(row[Quantity.N_COMPETING] or 0), is_number=True, is_essential=True),
+    _Column("p stable", lambda row: _share(row[Quantity.P_STABLE]), is_number=True, is_essential=True),
+    _Column("formula p", lambda row: _share(row[Quantity.FORMULA_CHECK]), is_number=True, is_essential=True),
+    _Column("parent", lambda row: str(row["parent_formula"] or row[Quantity.PARENT] or "")),
+    _Column("decomposes against", products),
+)
+_DOUBTS: Final = _Column("what speaks against it", lambda row: "; ".join(row["doubts"]), is_essential=True)
+FIND_CAPTION: Final = (
+    "eV/atom. above hull: after the round; against others: below 0 when it lies so far below what all other compositions make; "
+    "compete: known compounds of its system within 0.1 eV/atom of the hull; p stable: the structural ensemble's probability; "
+    "formula p: that of its formula alone; known in: methods under which this database had the composition before"
+)
+
+
+def find_table(rows: Sequence[Mapping[str, Any]], title: str, *, width: int = _WIDE) -> Table:
     """One line a crystal; a narrow terminal gets the columns that say most."""
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "id": lambda row: str(row[Quantity.ID]),
-        "formula": lambda row: str(row[Quantity.REDUCED_FORMULA]),
-        "prototype": lambda row: str(row[Quantity.PROTOSTRUCTURE] or "").split(":", 1)[0],
-        "space group": lambda row: str(row[Quantity.SPACE_GROUP_NUMBER] or ""),
-        "e_form": lambda row: _number(row[Quantity.E_FORM_PER_ATOM]),
-        "above hull": lambda row: _number(row[Quantity.E_ABOVE_HULL]),
-        "against others": lambda row: _number(row[Quantity.DECOMPOSITION_ENERGY]),
-        "parent": lambda row: str(row.get("parent_formula") or row.get(Quantity.PARENT) or ""),
-        "decomposes against": products,
-    }
-    if width < _WIDE:
-        columns = {name: cell for name, cell in columns.items() if name not in {"prototype", "space group", "parent"}}
-    numbers = {"space group", "e_form", "above hull", "against others"}
-    for name in columns:
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold", no_wrap=name in {"id", "formula"})
-    table.caption = (
-        "eV/atom; above hull: e_above_hull after the round; against others: decomposition_energy, below 0 when it lies so far below "
-        "what all other compositions make (its e_form, where these are only the elements)"
-    )
-    table.caption_justify = "left"
+    columns = [*_COLUMNS, *([_DOUBTS] if any(row["doubts"] for row in rows) else [])]
+    shown = [column for column in columns if column.is_essential or width >= _WIDE]
+    for column in shown:
+        fixed = column.name in {"id", "formula"}
+        table.add_column(column.name, justify="right" if column.is_number else "left", overflow="fold", no_wrap=fixed)
     for row in rows:
-        table.add_row(*(cell(row) for cell in columns.values()))
+        table.add_row(*(column.cell(row) for column in shown))
     return table
 
 
@@ -80,27 +102,61 @@ def stage_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def headline(record: RoundRecord, rows: Sequence[Mapping[str, Any]], *, n_known: int) -> list[str]:
+    """What to know before reading the table of finds: how many hits, against what they were judged, and what that is worth.
+
+    `n_known`: crystals under the round's method before it.
+    """
+    summary = record.summary or {}
+    if summary.get("emptied_by"):
+        return [f"Round {record.number} evaluated nothing. {summary['emptied_by']}."]
+    n, hits = summary.get("n_evaluated", 0), [row for row in rows if row["is_hit"]]
+    rate = "no evaluation" if summary.get("hit_rate") is None else f"{summary['hit_rate']:.0%}"
+    doubtful = sum(bool(row["doubts"]) for row in hits)
+    known = sum(bool(row["known_in"]) for row in hits)
+    alone = sum(not row[Quantity.SUPPORTED.value] for row in rows)
+    lines = [
+        (
+            f"Round {record.number}: {len(hits)} hits in {n} evaluations ({rate}): new compositions on the hull, judged by "
+            f"{record.settings.get('method')} against the {n_known} crystals of this database and the round's own finds."
+        ),
+        f"Mind: {HULL_NOTE}.",
+    ]
+    remarks = [
+        (doubtful, f"{doubtful} of the hits are doubtful and shown last"),
+        (known, f"{known} have a composition that this database knows under another method"),
+        (alone, f"{alone} more finds compete with the elements alone; they are not called stable" if alone else ""),
+    ]
+    said = [words for count, words in remarks if count]
+    return [*lines, *([f"{'; '.join(said)}."] if said else [])]
+
+
 def round_lines(record: RoundRecord) -> list[str]:
     """The round in a few sentences."""
     summary = record.summary or {}
+    if "n_evaluated" not in summary:
+        return [f"Round {record.number} was given up: {summary.get('not_assessed', 'nothing is known of it')}."]
     n = summary["n_evaluated"]
     failures = ", ".join(f"{count} {reason}" for reason, count in summary["failures"].items())
     rate = "no evaluation" if summary["hit_rate"] is None else f"{summary['hit_rate']:.0%}"
     lines = [
         (
             f"Round {record.number}: {summary['n_candidates']} candidates proposed, {summary['n_screened']} given the full filter, "
-            f"{n} evaluated."
+            f"{n} evaluated ({summary['n_converged']} converged, {summary['n_novel']} of them new"
+            + (f"; failures: {failures})." if failures else ").")
         ),
-        f"Hit rate {rate}: {summary['n_hits']} of {n} evaluations converged to a new crystal within 1 meV/atom of the hull "
-        f"before the round, or below it ({summary['n_converged']} converged, {summary['n_novel']} of them new"
-        + (f"; failures: {failures})." if failures else ").")
-        + f" On the hull after the round lie {summary['n_stable']} of them.",
+        (
+            f"Hit rate {rate}: {summary['n_hits']} of {n} evaluations gave a new composition that competes with a known compound and lies "
+            "within 1 meV/atom of the hull that holds the round's finds."
+        ),
     ]
+    if summary.get("emptied_by"):
+        lines.append(f"Nothing was evaluated. {summary['emptied_by']}.")
     if summary["prediction_mae"] is not None:
         lines.append(f"The filter was off by {summary['prediction_mae']:.3f} eV/atom on average for what was evaluated.")
     if summary["offset_note"]:
         lines.append(f"Filter: {summary['offset_note']}.")
-    return [*lines, f"Mind: {HULL_NOTE}."]
+    return [*lines, f"Formula p: {FORMULA_NOTE}."]
 
 
 def campaign_rows(store: Store) -> list[dict[str, Any]]:
@@ -217,6 +273,10 @@ def lineage_rows(chain: Sequence[Ancestor]) -> list[dict[str, Any]]:
 def _succeeded(models: Iterable[Any], model_id: str) -> bool:
     """Say whether a later model was made from this one, so that it was in use once."""
     return any(model.parent_id == model_id for model in models)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _number(value: float | None) -> str:

@@ -8,13 +8,20 @@ from flows.records import candidate_from
 from flows.settings import RoundSettings
 from flows.workspace import Workspace
 from gnome.models.ensemble import StructuralEnsemble
+from gnome.models.formula_ensemble import CompositionalEnsemble
 from pipelines.candidate import Candidate
 from pipelines.offset import Offset
 
 Result = dict[str, Any]
 """What the ledger keeps of a shard."""
 
-_BEFORE_IT_WAS_KEPT: Final[dict[str, Any]] = {"second_look": False, "over_volumes": "lowest", "acquisition": "greedy"}
+_BEFORE_IT_WAS_KEPT: Final[dict[str, Any]] = {
+    "second_look": False,
+    "over_volumes": "lowest",
+    "acquisition": "greedy",
+    "formula_check": False,
+    "charge_balanced": False,
+}
 """What rounds do that began before a setting was kept with them."""
 
 
@@ -33,6 +40,14 @@ def round_method(workspace: Workspace, number: int) -> str:
 def round_model(workspace: Workspace, number: int) -> StructuralEnsemble:
     """Load the ensemble that the round began with, whatever has been promoted since."""
     return workspace.filter_model(str(workspace.store.round(number).settings["model"]))
+
+
+def formula_judge(workspace: Workspace, number: int) -> CompositionalEnsemble | None:
+    """The compositional ensemble that may doubt the round's candidates; None where the round has none."""
+    if not round_settings(workspace, number).formula_check:
+        return None
+    model = workspace.store.round(number).settings.get("formula_model")
+    return None if model is None else workspace.formula_filter(str(model))
 
 
 def offset_of(workspace: Workspace, number: int) -> Offset | None:

@@ -1,34 +1,48 @@
-"""Filling an empty database with the shipped seeds."""
+"""Giving a method the shipped seeds."""
+
+import hashlib
+from pathlib import Path
 
 from flows.assess import crystal_record, update_hull
 from flows.workspace import Workspace
 from gnome.crystals.shards import read_shard
+from gnome.database.records import CrystalRecord
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
 from gnome.shipped import shipped_data
 from gnome.stability.method import Method
 
 
-def seed_if_empty(workspace: Workspace) -> int:
-    """Store the shipped seeds where the evaluator's method has no crystal yet; returns how many were new.
+def add_seeds(workspace: Workspace) -> int:
+    """Store the shipped seeds unless the evaluator's method has been given them; returns how many were new.
 
-    The seeds carry energies of the default evaluator; for another one nothing is stored (its seeds are imported with `gnome import`).
+    Whatever else is there, imported crystals for example, stays beside them.  The seeds carry energies of the default evaluator; for
+    another one nothing is stored (its seeds are imported with `gnome import`).
     """
-    wanted = workspace.evaluator.method.label
-    if workspace.store.hull_entries(wanted):
-        if workspace.store.has_unplaced(wanted):  # what stored them was killed before it told them where they stand
-            update_hull(workspace.store, wanted)
-        return 0
+    store, wanted = workspace.store, workspace.evaluator.method.label
     path = shipped_data() / "seeds.parquet"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    n = 0
+    if not store.is_seeded(wanted, digest):
+        records = _seeds(workspace, path, wanted)
+        n = store.add_crystals(records)
+        if records:
+            store.note_seeding(wanted, digest)
+    if n or store.has_unplaced(wanted):  # what stored them may have been killed before it told them where they stand
+        update_hull(store, wanted)
+    return n
+
+
+def _seeds(workspace: Workspace, path: Path, wanted: str) -> list[CrystalRecord]:
     crystals, columns, metadata = read_shard(path)
     try:
         method = Method.from_dict(metadata["method"])
     except (KeyError, TypeError) as error:
         raise InvalidInput(f"{path}: its metadata name no method ({error}); get the file again") from None
     if method.label != wanted:
-        return 0
+        return []
+    records = []
     with workspace.listener.stage("reading the seeds", len(crystals), "crystals") as count:
-        records = []
         for i, crystal in enumerate(crystals):
             records.append(
                 crystal_record(
@@ -41,6 +55,4 @@ def seed_if_empty(workspace: Workspace) -> int:
                 )
             )
             count()
-    n = workspace.store.add_crystals(records)
-    update_hull(workspace.store, wanted)
-    return n
+    return records

@@ -3,6 +3,7 @@
 `GNOME_DATABASE_URL` names the database; models and reports of its rounds lie in `GNOME_FOLDER`, by default beside it.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -15,9 +16,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from gnome.database.engine import sqlite_path
 from gnome.errors import InvalidInput
+from gnome.processes import usable_cores
 
 GENERATORS = ("structural", "compositional", "both")
-ACQUISITIONS = ("greedy", "stability")
+ACQUISITIONS = ("stability", "greedy")
 LOOKED_AGAIN_PER_EVALUATION, SCREENED_PER_EVALUATION = 10, 3
 """What the looks of `pipelines.cascade` keep; named here too because settings must not wait for torch."""
 
@@ -31,7 +33,7 @@ class Settings(BaseSettings):
     folder: Path | None = None
     evaluator: str = "chgnet"
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    workers: int = Field(default=2, ge=1, le=256)
+    workers: int = Field(default_factory=lambda: min(usable_cores(), 256), ge=1, le=256)
     evaluation_seconds: float = Field(default=900.0, gt=0, le=1e8, allow_inf_nan=False)
     evaluation_memory_gb: float = Field(default=2.0, gt=0, le=1e6, allow_inf_nan=False)
 
@@ -72,6 +74,19 @@ def refuse_misspelt_variables(names: Iterable[str]) -> None:
             raise InvalidInput(f"the environment variable {name} is no setting; did you mean {meant[0]}?")
 
 
+def parse_elements(text: str) -> tuple[str, ...]:
+    """Read a chemical system as it is commonly written: Li-Fe-P-O, or symbols with commas or spaces between them.
+
+    Raises InvalidInput where a symbol is missing or comes twice.
+    """
+    symbols = re.split(r"\s*[-,]\s*|\s+", text.strip())
+    if not all(symbols):
+        raise InvalidInput(f"--elements {text!r}, expected symbols with a dash or comma between them, as in Li-Fe-O")
+    if len(set(symbols)) < len(symbols):
+        raise InvalidInput(f"--elements {text!r}: a symbol comes twice")
+    return tuple(symbols)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RoundSettings:
     """What one round does; kept with the round, so that an interrupted one goes on as it began.
@@ -82,7 +97,9 @@ class RoundSettings:
     `ScreeningSettings`).  Both numbers are in proportion to `budget`, the number of candidates evaluated, unless given; see
     `pipelines.cascade` for what goes on.
     Limits count attempts, never seconds.
-    `acquisition`: which of them first, those predicted deepest below the hull or those most probably stable.
+    `acquisition`: which of them first, those most probably stable or those predicted deepest below the hull; whichever, what
+    `pipelines.standing` doubts goes last.  `formula_check`: whether the compositional ensemble may doubt.  `charge_balanced`: whether
+    substitutions that unbalance charges are left out.
     `n_formulas` and `structures_per_formula` are the compositional pipeline's.  `max_atoms` bounds a candidate's cell.
     """
 
@@ -99,7 +116,9 @@ class RoundSettings:
     smallest_scale: float = 0.9
     largest_scale: float = 1.1
     over_volumes: Literal["mean", "lowest"] = "mean"
-    acquisition: str = "greedy"
+    acquisition: str = "stability"
+    formula_check: bool = True
+    charge_balanced: bool = True
     max_atoms: int = 20
     n_formulas: int = 16
     structures_per_formula: int = 20

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from flows.assess import assess, is_hit, update_hull
+from flows.assess import assess, hits_of_round, update_hull
 from flows.evaluating import evaluate_crystals
 from flows.filtering import (
     LOOK_AGAIN_SHARD,
@@ -30,7 +30,7 @@ from flows.filtering import (
 from flows.learning import load_validation, retrain
 from flows.proposing import allowed_elements, propose_compositional, propose_structural
 from flows.rounds import Result, chosen, load_candidates, n_pieces, round_method, round_model, round_settings
-from flows.seeding import seed_if_empty
+from flows.seeding import add_seeds
 from flows.settings import RoundSettings
 from flows.workspace import Workspace
 from gnome.database.leases import hold_round
@@ -65,7 +65,7 @@ def run_round(
 
 def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign: Mapping[str, int] | None = None) -> RoundRecord:
     """Start a round after checking that its elements and evaluator can be served."""
-    seed_if_empty(workspace)
+    add_seeds(workspace)
     workspace.register_shipped_models()
     method = workspace.evaluator.method
     workspace.store.add_method(method)
@@ -73,7 +73,7 @@ def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign: Mapp
     allowed_elements(settings, model.elements, hull.elements, workspace.evaluator.elements)
     settings = replace(settings, evaluator=workspace.evaluator_name)
     kept: dict[str, Any] = {"method": method.label, "model": model.model_id, "campaign": dict(campaign or {})}
-    if "compositional" in settings.pipelines:
+    if settings.formula_check or "compositional" in settings.pipelines:
         kept["formula_model"] = workspace.formula_model().model_id
     return workspace.store.start_round({**settings.to_dict(), **kept}, settings.seed)
 
@@ -124,15 +124,24 @@ def finish_round(workspace: Workspace, number: int) -> RoundRecord:
 
 
 def abandon_round(workspace: Workspace) -> RoundRecord:
-    """Give up the unfinished round; what it answered is assessed and stays.  Raises InvalidInput when there is none."""
+    """Give up the unfinished round; what it answered is assessed and stays, as far as that can be done.
+
+    Raises InvalidInput when there is none.
+    """
     with hold_round(workspace.store):
         unfinished = workspace.store.open_round()
         if unfinished is None:
             raise InvalidInput(f"{workspace.store.location} has no unfinished round")
         number = unfinished.number
-        if workspace.ledger.state(number, "assess") != "done":
-            run_shard(workspace, number, "assess", 0)
-        return workspace.store.finish_round(number, summarize(workspace, number), failed=True)
+        summary: Result = {}
+        try:  # whatever is wrong with what was answered, nobody is kept waiting by a round that cannot end
+            if workspace.ledger.state(number, "assess") != "done":
+                run_shard(workspace, number, "assess", 0)
+            summary = summarize(workspace, number)
+        except Exception as error:
+            summary["not_assessed"] = f"{type(error).__name__}: {error}"
+            workspace.listener.say(f"What round {number} answered could not be assessed and adds no crystal: {error}")
+        return workspace.store.finish_round(number, summary, failed=True)
 
 
 def summarize(workspace: Workspace, number: int) -> Result:
@@ -141,7 +150,7 @@ def summarize(workspace: Workspace, number: int) -> Result:
     for shard in workspace.ledger.shards(number):
         seconds[shard.stage] = round(seconds.get(shard.stage, 0.0) + (shard.result or {}).get("seconds", 0.0), 3)
     evaluations = workspace.store.evaluations_of_round(number)
-    hits = [record for record in evaluations if is_hit(record)]
+    hits = hits_of_round(workspace.store, number, round_method(workspace, number))
     predicted = {record.candidate_id: record.e_form_per_atom for record in workspace.store.predictions_of_round(number)}
     errors = [
         abs(predicted[record.candidate_id] - record.e_form_per_atom)
@@ -155,9 +164,11 @@ def summarize(workspace: Workspace, number: int) -> Result:
         "n_converged": sum(record.converged for record in evaluations),
         "n_novel": sum(bool(record.novel) for record in evaluations),
         "n_hits": len(hits),
+        "hits": hits,
         "n_stable": count_crystals(workspace.store, f"_gnome_round = {number} AND _gnome_e_above_hull <= {STABLE_TOLERANCE}"),
         "hit_rate": len(hits) / len(evaluations) if evaluations else None,
         "prediction_mae": float(np.mean(errors)) if errors else None,
+        "emptied_by": _emptied_by(workspace, number, len(evaluations), len(predicted)),
         "failures": workspace.store.failures_of_round(number),
         "seconds": seconds,
         "cost_seconds": round(sum(record.cost_seconds for record in evaluations), 1),
@@ -215,6 +226,28 @@ def _retrain(workspace: Workspace, number: int, _shard: int) -> Result:
         workspace.listener.say(f"Not retrained: {error}")
         return {"skipped": str(error)}
     return retrain(workspace, method, number, seed=round_settings(workspace, number).seed).to_dict()
+
+
+def _emptied_by(workspace: Workspace, number: int, n_evaluated: int, n_screened: int) -> str:
+    """Say which stage left nothing to the next, and why as far as it is known; empty where something was evaluated."""
+    if n_evaluated:
+        return ""
+    if not workspace.store.candidate_ids_of_round(number):
+        n_known = workspace.store.count_crystals(round_method(workspace, number), before_round=number)
+        settings = round_settings(workspace, number)
+        within = f" within {', '.join(settings.elements)}" if settings.elements else ""
+        return (
+            f"propose: the generators ({settings.generator}) made no new composition{within} out of {n_known} known crystals; import more "
+            "of what is known there, allow more elements, or propose by --generator both"
+        )
+    for stage in ("look", "look_again", "screen"):
+        results = [shard.result or {} for shard in workspace.ledger.shards(number, stage)]
+        refused: dict[str, int] = {}
+        for reason, n in (pair for result in results for pair in result.get("refused", {}).items()):
+            refused[reason] = refused.get(reason, 0) + n
+        if refused and not any(result.get("ranked") or result.get("n") for result in results):
+            return f"{stage}: every candidate was refused ({', '.join(f'{n} {reason}' for reason, n in refused.items())})"
+    return "select: no candidate was chosen" if n_screened else "screen: no candidate got a prediction"
 
 
 _WORK: Final[Mapping[str, Callable[[Workspace, int, int], Result]]] = {

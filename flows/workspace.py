@@ -40,6 +40,7 @@ class Workspace:
     evaluator_name: str
     listener: Listener = field(default_factory=Silent)
     _loaded: dict[str, StructuralEnsemble] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _loaded_formulas: dict[str, CompositionalEnsemble] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -75,6 +76,12 @@ class Workspace:
         if model_id not in self._loaded:
             self._loaded[model_id] = self.structural_model(model_id)
         return self._loaded[model_id]
+
+    def formula_filter(self, model_id: str) -> CompositionalEnsemble:
+        """Load a compositional ensemble once, however many shards ask for it."""
+        if model_id not in self._loaded_formulas:
+            self._loaded_formulas[model_id] = self.formula_model(model_id)
+        return self._loaded_formulas[model_id]
 
     def formula_model(self, model_id: str | None = None) -> CompositionalEnsemble:
         """Load a compositional ensemble by its id; without one that in use."""

@@ -229,9 +229,7 @@ class LineWorker:
     What fails is killed and started anew for the next question, so one bad question costs itself alone.
     """
 
-    def __init__(
-        self, command: Sequence[str], *, memory_bytes: int | None, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, command: Sequence[str], *, memory_bytes: int | None, environment: Mapping[str, str] | None = None) -> None:
         """Remember what to run; `memory_bytes` of address space, enforced on Linux."""
         self._command = list(command)
         self._memory_bytes = memory_bytes

@@ -53,6 +53,7 @@ class Quantity(StrEnum):
     DECOMPOSES_TO = "decomposes_to", "", "the competing phases and their atomic fractions"
     N_COMPETING = "n_competing", "", "compounds of the system and its subsystems within 0.1 eV/atom of the hull, itself left out"
     SUPPORTED = "supported", "", "whether any compound of the system or its subsystems competes, not the elements alone"
+    FORMULA_CHECK = "formula_check", "", "probability that the formula is stable, from the compositional ensemble"
     SPREAD = "spread", "eV/atom", "inter-quartile range over the members of the ensemble"
     E_FORM_UNCERTAINTY = (
         "e_form_uncertainty",
@@ -70,7 +71,7 @@ class Quantity(StrEnum):
     HIT_RATE = (
         "hit_rate",
         "",
-        "evaluations that converged, are novel and lie within 1 meV/atom of the hull before the round, over all evaluations",
+        "distinct new compositions with a known competitor that lie on the hull of all known and found, over all evaluations",
     )
     NOTE = "note", "", "what to know before trusting the row; empty when there is nothing"
     REFUSED = "refused", "", "why an input was not answered; empty when it was"

@@ -99,17 +99,20 @@ def looking(ensemble: StructuralEnsemble, look: Look) -> EnergyModel:
     return MostHopeful(some) if look.over_members == "lowest" else some
 
 
-def go_on(energies: ArrayLike, compositions: Sequence[str], n: int, *, within: float) -> list[int]:
+def go_on(
+    energies: ArrayLike, compositions: Sequence[str], n: int, *, within: float, doubtful: Sequence[bool] | None = None
+) -> list[int]:
     """Return places of the structures near the lowest of each of the n best compositions, filled up to n by the next best structures.
 
-    `energies` are decomposition energies, eV/atom; those that are not numbers come last.  By energy, places within equals, what fills up
-    behind all others.
+    `energies` are decomposition energies, eV/atom; those that are not numbers come last, and what is `doubtful` behind all that is not.
+    By energy, places within equals, what fills up behind all others.
     """
     values = np.asarray(energies, dtype=np.float64)
+    last = np.zeros(len(values), dtype=bool) if doubtful is None else np.asarray(doubtful, dtype=bool)
     lowest: dict[str, float] = {}
     near: list[int] = []
     others: list[int] = []
-    for i in np.argsort(values, kind="stable").tolist():
+    for i in np.lexsort((values, last)).tolist():  # stable; NaN comes last
         if compositions[i] not in lowest and len(lowest) == n:
             others.append(i)
             continue

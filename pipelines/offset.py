@@ -39,6 +39,10 @@ class Hull(Protocol):
         """Formation energies minus those of the competing phases, eV/atom."""
         ...
 
+    def n_competing(self, composition: Mapping[int, int]) -> int:
+        """Count the compounds near the hull that a composition competes with."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Offset:

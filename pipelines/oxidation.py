@@ -1,4 +1,7 @@
-"""Oxidation states of compositions: crystals carry none, and the substitution table speaks of ions."""
+"""Oxidation states of compositions: crystals carry none, and the substitution table speaks of ions.
+
+States are those that pymatgen lists as found in the ICSD, all known ones where it lists none.
+"""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -22,11 +25,35 @@ def guess_oxidation_states(composition: Mapping[int, int]) -> dict[int, float]:
     return dict(_guess(tuple((z, composition[z] // factor) for z in sorted(composition))))
 
 
+def can_be_neutral(composition: Mapping[int, int]) -> bool:
+    """Say whether charges cancel in some assignment of known states to the atoms; those of one element may differ, as in Fe3O4."""
+    factor = gcd(*composition.values())
+    return _is_neutral(tuple((z, composition[z] // factor) for z in sorted(composition)))
+
+
+@lru_cache(maxsize=65536)
+def _is_neutral(amounts: tuple[tuple[int, int], ...]) -> bool:
+    """Walk through the sums of charges that can be reached, as bits of a number: bit i stands for the sum i - offset."""
+    offset = sum(n * max(map(abs, _states(z)), default=0) for z, n in amounts)
+    reached = 1 << offset
+    for z, n in amounts:
+        for _ in range(n):
+            shifted = 0
+            for state in _states(z):
+                shifted |= reached << state if state >= 0 else reached >> -state
+            reached = shifted
+    return bool(reached >> offset & 1)
+
+
+@lru_cache(maxsize=256)
+def _states(z: int) -> tuple[int, ...]:
+    element = Element.from_Z(z)
+    return tuple(int(state) for state in element.icsd_oxidation_states or element.oxidation_states)
+
+
 @lru_cache(maxsize=65536)
 def _guess(amounts: tuple[tuple[int, int], ...]) -> tuple[tuple[int, float], ...]:
-    elements = [(Element.from_Z(z), n) for z, n in amounts]
-    states = [len(element.icsd_oxidation_states or element.oxidation_states) for element, _ in elements]
-    if prod(comb(n + max(k, 1) - 1, max(k, 1) - 1) for (_, n), k in zip(elements, states, strict=True)) > MAX_COMBINATIONS:
+    if prod(comb(n + max(len(_states(z)), 1) - 1, max(len(_states(z)), 1) - 1) for z, n in amounts) > MAX_COMBINATIONS:
         return ()
     guesses = Composition({SYMBOLS[z]: n for z, n in amounts}).oxi_state_guesses(max_sites=-1)
     if not guesses:

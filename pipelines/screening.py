@@ -26,6 +26,7 @@ from gnome.models.ensemble import median_and_spread
 from gnome.quantities import PLAUSIBLE_E_FORM
 from pipelines.candidate import Candidate
 from pipelines.offset import Hull, Offset, bridge, fit_residuals
+from pipelines.standing import FormulaJudge, formula_checks
 
 OverVolumes = Literal["mean", "lowest"]
 Labelled = tuple[Sequence[Crystal], Sequence[float]]
@@ -70,9 +71,10 @@ DEFAULT_SCREENING = ScreeningSettings()
 class Prediction:
     """What the ensemble says of a candidate.
 
-    Energies eV/atom.  `spread` is the inter-quartile range over the members; `volume_scale` the factor on the candidate's volume
-    where their median is lowest.  `method` labels `e_form_per_atom` and `decomposition_energy`; one with an offset reads
-    `model's~hull's`.
+    Energies eV/atom.  `p_stable` is the probability of a decomposition energy of at most 0; None where the errors of such predictions are
+    not known.  `n_competing` and `formula_check` are those of `pipelines.standing.Standing`.  `spread` is the inter-quartile range over
+    the members; `volume_scale` the factor on the candidate's volume where their median is lowest.  `method` labels `e_form_per_atom` and
+    `decomposition_energy`; one with an offset reads `model's~hull's`.
     """
 
     candidate_id: str
@@ -82,6 +84,9 @@ class Prediction:
     model_id: str
     method: str
     decomposition_energy: float
+    p_stable: float | None = None
+    n_competing: int = 0
+    formula_check: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain fields, for JSON."""
@@ -227,8 +232,9 @@ def screen(
     hull: Hull,
     settings: ScreeningSettings = DEFAULT_SCREENING,
     offset: Offset | None = None,
+    formulas: FormulaJudge | None = None,
 ) -> Screening:
-    """Predict formation and decomposition energies of candidates.
+    """Predict formation and decomposition energies of candidates, and what stands beside them.
 
     Candidates with elements that the model or the hull lacks, or with an absurd prediction, are refused with a reason.
     Raises InvalidInput when the methods of model and hull differ and no offset between the two is given.
@@ -248,6 +254,9 @@ def screen(
     plausible = np.flatnonzero(plausible_energies(e_forms, energies.spread))
     decomposition = np.full(len(admitted), np.nan)
     decomposition[plausible] = hull.decomposition_energies([compositions[i] for i in plausible], e_forms[plausible])
+    calibration = known_errors(model, bridging, settings)
+    p_stable = None if calibration is None else calibration.probability_below(-decomposition, energies.spread)
+    checks = formula_checks(compositions, formulas)
     for i, (position, candidate) in enumerate(admitted):
         if np.isnan(decomposition[i]):
             message = f"{candidate.crystal.reduced_formula}: {implausible(e_forms[i], energies.spread[i])}"
@@ -261,12 +270,22 @@ def screen(
             model_id=model.model_id,
             method=f"{model.method}~{hull.method}" if bridging else model.method,
             decomposition_energy=float(decomposition[i]),
+            p_stable=None if p_stable is None else float(p_stable[i]),
+            n_competing=hull.n_competing(compositions[i]),
+            formula_check=checks[i],
         )
     return Screening(
         predictions=tuple(result for result in results if isinstance(result, Prediction)),
         refusals=tuple(result for result in results if isinstance(result, Refusal)),
         offset_note=bridging.note if bridging else "",
     )
+
+
+def known_errors(model: EnergyModel, bridging: Offset | None, settings: ScreeningSettings) -> ErrorCalibration | None:
+    """Find how far such predictions are off: an offset knows it for the volumes it was fitted at, a model for cells as they are."""
+    if bridging is not None:
+        return bridging.calibration
+    return model.calibration if settings.n_scales == 1 else None
 
 
 def _unsupported(candidate: Candidate, model: EnergyModel, hull: Hull) -> Refusal | None:

@@ -1,7 +1,9 @@
 """What the evaluation budget is spent on.
 
 Source: Merchant et al., Nature 624, 80 (2023): candidates within 50 meV/atom of the hull are taken, and of each composition only the
-structure of lowest predicted energy.  GNoME's acquisition is that threshold and the rank; other orders plug in as an `Acquisition`.
+structure of lowest predicted energy.  GNoME's acquisition is that threshold and the rank; on a hull with holes it goes where the holes
+are, so the most probably stable go first here unless the other is asked for.  Whatever the order, candidates in doubt
+(`pipelines.standing`) go last.
 """
 
 import hashlib
@@ -11,10 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
-from gnome.models.calibration import ErrorCalibration
+from gnome.crystals.identity import same_crystal
 from gnome.quantities import NEAR_HULL_TOLERANCE
 from pipelines.candidate import Candidate
 from pipelines.screening import Prediction
+from pipelines.standing import Doubt, Standing
 
 
 class Acquisition(Protocol):
@@ -52,16 +55,14 @@ class GreedyAcquisition:
 
 @dataclass(frozen=True, kw_only=True)
 class StabilityAcquisition:
-    """The most probably stable first, by what is known of the errors of such predictions; less deep but surer than greedy."""
+    """The most probably stable first, those without a probability last; less deep but surer than greedy."""
 
-    calibration: ErrorCalibration
     name: str = "stability"
-    uses_threshold: bool = True
+    uses_threshold: bool = False
 
     def score(self, prediction: Prediction) -> float:
-        """Probability of lying above what other compositions make."""
-        energy, spread = np.array([prediction.decomposition_energy]), np.array([prediction.spread])
-        return float(self.calibration.probability_below(energy, spread)[0])  # errors are symmetric; 1 - p would lose small ones
+        """Probability of lying above what other compositions make; 2 where it is not known."""
+        return 2.0 if prediction.p_stable is None else 1.0 - prediction.p_stable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,20 +81,25 @@ class RandomAcquisition:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionSettings:
-    """`threshold` (eV/atom) on the predicted decomposition energy, and the order of what passes it."""
+    """The order, and the `threshold` (eV/atom) on the predicted decomposition energy that some orders put before it."""
 
     threshold: float = NEAR_HULL_TOLERANCE
-    acquisition: Acquisition = field(default_factory=GreedyAcquisition)
+    acquisition: Acquisition = field(default_factory=StabilityAcquisition)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """A candidate chosen for evaluation; `rank` counts from 0, `below_threshold` says whether it passed or only filled the budget."""
+    """A candidate chosen for evaluation.
+
+    `rank` counts from 0; `below_threshold` says whether its predicted decomposition energy is; `doubts` what speaks against it, so that it
+    only fills the budget.
+    """
 
     candidate: Candidate
     prediction: Prediction
     rank: int
     below_threshold: bool
+    doubts: tuple[Doubt, ...] = ()
 
 
 DEFAULT_SELECTION = SelectionSettings()
@@ -105,27 +111,54 @@ def select(
     budget: int,
     settings: SelectionSettings = DEFAULT_SELECTION,
 ) -> list[Selected]:
-    """Choose at most `budget` candidates, the first of each composition in the order of the acquisition.
+    """Choose at most `budget` candidates in the order of the acquisition, what is in doubt last: the first of each composition.
 
-    When fewer pass the threshold than the budget allows, the next best fill it.  Ties go by candidate id, so the choice does not depend
-    on the order of the arguments.  Raises KeyError for a prediction whose candidate is not given.
+    Where compositions are fewer than the budget, their next best structures fill it, but no crystal is chosen twice.  Ties go by
+    decomposition energy and candidate id, so the choice does not depend on the order of the arguments.  Raises KeyError for a prediction
+    whose candidate is not given.
     """
     by_id = {candidate.id: candidate for candidate in candidates}
     acquisition = settings.acquisition
+    doubts = {p.candidate_id: standing_of(p, by_id[p.candidate_id]).doubts() for p in predictions}
 
-    def order(prediction: Prediction) -> tuple[bool, float, str]:
+    def order(prediction: Prediction) -> tuple[bool, bool, float, float, str]:
         deferred = acquisition.uses_threshold and prediction.decomposition_energy > settings.threshold
-        return deferred, acquisition.score(prediction), prediction.candidate_id
+        score = acquisition.score(prediction)
+        return bool(doubts[prediction.candidate_id]), deferred, score, prediction.decomposition_energy, prediction.candidate_id
 
     chosen: list[Selected] = []
-    compositions: set[str] = set()
-    for prediction in sorted(predictions, key=order):
-        if len(chosen) >= budget:
-            break
-        candidate = by_id[prediction.candidate_id]
-        if candidate.crystal.reduced_formula in compositions:
-            continue
-        compositions.add(candidate.crystal.reduced_formula)
-        passed = prediction.decomposition_energy <= settings.threshold
-        chosen.append(Selected(candidate=candidate, prediction=prediction, rank=len(chosen), below_threshold=passed))
+    of_formula: dict[str, list[Candidate]] = {}
+    waiting = sorted(predictions, key=order)
+    while waiting and len(chosen) < budget:
+        taken: set[str] = set()
+        left: list[Prediction] = []
+        for prediction in waiting:
+            candidate = by_id[prediction.candidate_id]
+            formula = candidate.crystal.reduced_formula
+            if len(chosen) >= budget or formula in taken:
+                left.append(prediction)
+                continue
+            if any(same_crystal(candidate.crystal, other.crystal) for other in of_formula.get(formula, ())):
+                continue
+            taken.add(formula)
+            of_formula.setdefault(formula, []).append(candidate)
+            chosen.append(
+                Selected(
+                    candidate=candidate,
+                    prediction=prediction,
+                    rank=len(chosen),
+                    below_threshold=prediction.decomposition_energy <= settings.threshold,
+                    doubts=doubts[candidate.id],
+                )
+            )
+        waiting = left
     return chosen
+
+
+def standing_of(prediction: Prediction, candidate: Candidate) -> Standing:
+    """Gather what is known of a candidate beside its energy."""
+    return Standing(
+        n_competing=prediction.n_competing,
+        formula_check=prediction.formula_check,
+        charge_balanced=bool(candidate.lineage.parameters.get("charge_balanced", True)),
+    )

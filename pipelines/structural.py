@@ -9,9 +9,10 @@ Parents take turns in a seeded order, so that a limit starves none; each offers 
 likely ones.  What one parent offers depends on the seed and the set of parents, never on the order they are given in.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.validity import DEFAULT_GATE, GateSettings, heights, is_valid
 from pipelines.candidate import Candidate, Lineage
 from pipelines.contacts import CONTACT_REACH, shortest_contacts, smallest_length_factor
-from pipelines.oxidation import guess_oxidation_states
+from pipelines.oxidation import can_be_neutral, guess_oxidation_states
 from pipelines.substitution import Substitution, SubstitutionSettings, likely_substitutions, load_table
 from pipelines.symmetry import DEFAULT_SYMMETRY, MAX_SITES, GroupingLimits, SiteGroupings, SymmetrySettings, site_symmetry
 from pipelines.volumes import estimated_volume, fit_atomic_volumes
@@ -40,7 +41,8 @@ class StructuralSettings:
 
     Parents with more than `max_atoms` atoms and children with fewer than `min_elements` or more than `max_elements` are left out:
     an element is its own reference, and ensembles have seen little beyond five.  Children consist of `elements` (atomic numbers)
-    alone, where they are given; parents need not.  `sharpness` is the power of the probability a substitution is drawn with: 0 draws
+    alone, where they are given; parents need not.  With `charge_balanced` no child is made whose charges cannot cancel although its
+    parent's can; without, its lineage says so.  `sharpness` is the power of the probability a substitution is drawn with: 0 draws
     evenly, large values go strictly by probability.
     """
 
@@ -48,6 +50,7 @@ class StructuralSettings:
     min_elements: int = 2
     max_elements: int = 5
     elements: frozenset[int] | None = None
+    charge_balanced: bool = True
     sharpness: float = 2.0
     gate: GateSettings = DEFAULT_GATE
 
@@ -64,12 +67,15 @@ class IonicSubstitution:
     substitution: SubstitutionSettings = field(default_factory=SubstitutionSettings)
     settings: StructuralSettings = field(default_factory=StructuralSettings)
 
-    def propose(self, parents: Sequence[Crystal], *, limit: int, seed: int) -> Iterator[Candidate]:
-        """Yield at most `limit` candidates, parents taking turns."""
+    def propose(self, parents: Sequence[Crystal], *, limit: int, seed: int, taken: "Taken | None" = None) -> Iterator[Candidate]:
+        """Yield at most `limit` candidates, parents taking turns; none that another generator has put into `taken`."""
         table = load_table()
+        allowed = replace(self.substitution, elements=_both(self.substitution.elements, self.settings.elements))
 
         def offers(parent: "_Parent") -> Iterator["_Child"]:
-            substitutions = likely_substitutions(parent.crystal.composition, parent.states, table, self.substitution)
+            substitutions = _leaving_only(
+                likely_substitutions(parent.crystal.composition, parent.states, table, allowed), parent, self.settings.elements
+            )
             offered: set[Hashable] = set()
             for i in _draw_order([s.probability for s in substitutions], self.settings.sharpness, parent.rng):
                 chosen = substitutions[i]
@@ -82,7 +88,7 @@ class IonicSubstitution:
                     offered.add(child.likeness)
                     yield child
 
-        return _take_turns(parents, offers, self.settings, self.known_formulas, limit, seed)
+        return _take_turns(parents, offers, self, limit, seed, taken)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +105,18 @@ class PartialSubstitution:
     symmetry: SymmetrySettings = DEFAULT_SYMMETRY
     settings: StructuralSettings = field(default_factory=StructuralSettings)
 
-    def propose(self, parents: Sequence[Crystal], *, limit: int, seed: int) -> Iterator[Candidate]:
-        """Yield at most `limit` candidates, parents taking turns."""
+    def propose(self, parents: Sequence[Crystal], *, limit: int, seed: int, taken: "Taken | None" = None) -> Iterator[Candidate]:
+        """Yield at most `limit` candidates, parents taking turns; none that another generator has put into `taken`."""
         table = load_table()
+        allowed = replace(self.substitution, elements=_both(self.substitution.elements, self.settings.elements))
 
         def offers(parent: "_Parent") -> Iterator["_Child"]:
+            singles = _leaving_only(
+                likely_substitutions(parent.crystal.composition, parent.states, table, allowed), parent, self.settings.elements
+            )
+            if not singles:
+                return
             groupings = self._groupings(parent)
-            singles = likely_substitutions(parent.crystal.composition, parent.states, table, self.substitution)
             choices = [(single, groupings[z]) for single in singles for z in single.replaced if z in groupings]
             # Every level of a substitution is equally likely to be drawn, however many groupings it has.
             weights = [single.probability**self.settings.sharpness / found.per_level for single, found in choices]
@@ -121,7 +132,7 @@ class PartialSubstitution:
                 if child is not None:
                     yield child
 
-        return _take_turns(parents, offers, self.settings, self.known_formulas, limit, seed)
+        return _take_turns(parents, offers, self, limit, seed, taken)
 
     def _groupings(self, parent: "_Parent") -> dict[int, "_Groupings"]:
         permutations = site_symmetry(parent.crystal, self.symmetry).permutations
@@ -138,12 +149,33 @@ class PartialSubstitution:
         return by_element
 
 
+Taken = dict[Hashable, tuple[str, str]]
+"""Which generator has offered a child from which parent, by the child's likeness; shared by the generators of a round."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Groupings:
     """Groupings of the sites of one element: the picked sites of each, and how many there are at its level."""
 
     sites: list[NDArray[np.int64]]
     per_level: NDArray[np.int64]
+
+
+def _both(first: frozenset[int] | None, second: frozenset[int] | None) -> frozenset[int] | None:
+    """Elements that are allowed twice; None allows all."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second
+
+
+def _leaving_only(
+    substitutions: Sequence[Substitution], parent: "_Parent", elements: frozenset[int] | None
+) -> list[Substitution]:
+    """Those after which only these elements can be left; an element may be replaced everywhere."""
+    if elements is None:
+        return list(substitutions)
+    foreign = parent.crystal.composition.keys() - elements
+    return [substitution for substitution in substitutions if foreign <= substitution.replaced.keys()]
 
 
 def _describe(substitution: Substitution) -> dict[str, Any]:
@@ -163,20 +195,21 @@ def _draw_order(weights: ArrayLike, sharpness: float, rng: np.random.Generator) 
 def _take_turns(
     parents: Sequence[Crystal],
     offers: Callable[["_Parent"], Iterator["_Child"]],
-    settings: StructuralSettings,
-    known_formulas: frozenset[str],
+    generator: IonicSubstitution | PartialSubstitution,
     limit: int,
     seed: int,
+    taken: Taken | None,
 ) -> Iterator[Candidate]:
     """Draw one new candidate from each parent in turn until the limit or the last offer."""
+    settings = generator.settings
     distinct = {parent.id: parent for parent in parents}
-    known = known_formulas | {parent.reduced_formula for parent in parents}
+    known = generator.known_formulas | {parent.reduced_formula for parent in parents}
     usable = [distinct[i] for i in sorted(distinct) if distinct[i].n_atoms <= settings.max_atoms]
     # Ids are hashes, so the first of them are an even sample of the parents.
     volumes = fit_atomic_volumes([parent for parent in usable[:_VOLUME_SAMPLE] if is_valid(parent)])
     turns = deque(usable[i] for i in np.random.default_rng(seed).permutation(len(usable)))
     started: dict[str, Iterator[_Child]] = {}
-    offered: dict[Hashable, str] = {}
+    offered = {} if taken is None else taken
     while turns and limit > 0:
         crystal = turns.popleft()
         if crystal.id not in started:
@@ -184,8 +217,10 @@ def _take_turns(
                 continue
             started[crystal.id] = offers(_Parent(crystal, volumes, settings, seed))
         for child in started[crystal.id]:
-            # Isotypic parents offer the same child: it goes to the parent that offers it first.  One parent's own offers all differ.
-            if child.candidate.crystal.reduced_formula in known or offered.setdefault(child.likeness, crystal.id) != crystal.id:
+            # Isotypic parents offer the same child, and so do two generators: it goes to whoever offers it first.  What one parent
+            # offers by one generator all differs.
+            own = (generator.name, crystal.id)
+            if child.candidate.crystal.reduced_formula in known or offered.setdefault(child.likeness, own) != own:
                 continue
             yield child.candidate
             limit -= 1
@@ -208,20 +243,31 @@ class _Parent:
         """Measure the parent once; its random stream depends on the seed and on nothing but itself."""
         self.crystal = crystal
         self.states = guess_oxidation_states(crystal.composition)
+        self._is_neutral = can_be_neutral(crystal.composition)
         self.rng = np.random.default_rng([seed, int(crystal.id, 16)])
         self._settings = settings
         self._volumes = volumes
         self._estimate = estimated_volume(crystal.composition, volumes)
-        spacing = crystal.volume_per_atom ** (1 / 3)
-        self._contacts = shortest_contacts(crystal, reach=max(CONTACT_REACH, _LIKENESS_REACH * spacing))
+        self._spacing = crystal.volume_per_atom ** (1 / 3)
         self._heights = heights(crystal.lattice)
-        self._spacings = np.minimum(self._contacts / spacing, _LIKENESS_REACH)
+
+    @cached_property
+    def _contacts(self) -> NDArray[np.float64]:
+        return shortest_contacts(self.crystal, reach=max(CONTACT_REACH, _LIKENESS_REACH * self._spacing))
+
+    @cached_property
+    def _spacings(self) -> NDArray[np.float64]:
+        return np.minimum(self._contacts / self._spacing, _LIKENESS_REACH)
 
     def child(self, numbers: NDArray[np.int64], generator: str, parameters: dict[str, Any], seed: int) -> _Child | None:
         """Put elements on the parent's sites and rescale; None when the settings or the gate would not admit it."""
         present = set(numbers.tolist())
         if self._settings.elements is not None and not present <= self._settings.elements:
             return None
+        if self._is_neutral and not can_be_neutral(Counter(numbers.tolist())):
+            if self._settings.charge_balanced:
+                return None
+            parameters = {**parameters, "charge_balanced": False}
         factor = round(float(self._volumes[numbers].sum()) / self._estimate, 6)
         gate = self._settings.gate
         length = factor ** (1 / 3)

@@ -5,15 +5,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Integer, Row, bindparam, cast, func, select, update
 
 from gnome.crystals.crystal import Crystal
 from gnome.database.connection import in_chunks, insert_new
 from gnome.database.crystal_store import CrystalStore, known_before
 from gnome.database.records import Ancestor, Assessment, CandidateRecord, EvaluationRecord, PredictionRecord, StoredCrystal
-from gnome.database.schema import candidates, crystals, evaluations, formula_runs, methods, predictions
+from gnome.database.schema import candidates, crystals, evaluations, methods, predictions
 from gnome.stability.method import Method
+
+MAX_FAILED = 3
+"""Failed evaluations after which a formula is not proposed again: one may be the machine's doing, or the structure's."""
 
 
 class CandidateStore(CrystalStore):
@@ -44,26 +46,28 @@ class CandidateStore(CrystalStore):
             return len(insert_new(connection, predictions, [asdict(record) for record in records], "candidate_id"))
 
     def add_evaluations(self, records: Iterable[EvaluationRecord]) -> int:
-        """Insert evaluations that are not there yet (by candidate and method) and count the runs of their formulas.
-
-        Returns how many were new.
-        """
+        """Insert evaluations that are not there yet (by candidate and method); returns how many were new."""
         rows = {(record.candidate_id, record.method.label): record for record in records}
         labels = {
             record.method.label: {"label": record.method.label, "definition": record.method.to_dict()} for record in rows.values()
         }
         with self.write() as connection:
             insert_new(connection, methods, list(labels.values()), "label")
-            new = insert_new(
-                connection,
-                evaluations,
-                [_evaluation_row(record) for record in rows.values()],
-                "candidate_id",
-                "method",
-                "converged",
+            return len(insert_new(connection, evaluations, [_evaluation_row(record) for record in rows.values()], "candidate_id"))
+
+    def repeat_evaluation(self, record: EvaluationRecord) -> bool:
+        """Put the answer of a later attempt in the place of the one before; says whether that was there."""
+        row = _evaluation_row(record)
+        one = evaluations.c
+        statement = (
+            update(evaluations)
+            .where(
+                one.candidate_id == record.candidate_id, one.method == record.method.label, one.attempts == record.attempts - 1
             )
-            _count_formula_runs(connection, new)
-        return len(new)
+            .values(row)
+        )
+        with self.write() as connection:
+            return bool(connection.execute(statement).rowcount)
 
     def assess_evaluations(self, assessments: Iterable[Assessment]) -> int:
         """Note what converged evaluations mean, once their crystals are stored; returns how many were found."""
@@ -107,7 +111,7 @@ class CandidateStore(CrystalStore):
             return list(connection.scalars(select(candidates.c.id).where(candidates.c.round == number).order_by(candidates.c.id)))
 
     def known_formulas(self, method: str, *, before_round: int | None = None) -> frozenset[str]:
-        """Reduced formulas that a crystal of the method has, or that were evaluated with it.
+        """Reduced formulas that a crystal of the method has, that converged under it, or that failed `MAX_FAILED` times.
 
         With `before_round` only what was there when that round began.
         """
@@ -116,6 +120,8 @@ class CandidateStore(CrystalStore):
             select(candidates.c.reduced_formula)
             .join(evaluations, evaluations.c.candidate_id == candidates.c.id)
             .where(evaluations.c.method == method)
+            .group_by(candidates.c.reduced_formula)
+            .having((func.sum(cast(evaluations.c.converged, Integer)) > 0) | (func.count() >= MAX_FAILED))
         )
         if before_round is not None:
             stored = stored.where(known_before(before_round))
@@ -148,14 +154,6 @@ class CandidateStore(CrystalStore):
                 {str(reason): int(count) for reason, count in connection.execute(statement.group_by(evaluations.c.failure))}
             )
         return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
-
-    def formula_runs(self, method: str) -> dict[str, tuple[int, int]]:
-        """Tell how many structures of each formula were evaluated, and how many of these converged."""
-        with self.read() as connection:
-            rows = connection.execute(
-                select(formula_runs).where(formula_runs.c.method == method).order_by(formula_runs.c.reduced_formula)
-            )
-            return {row.reduced_formula: (row.attempted, row.completed) for row in rows}
 
     def lineage(self, crystal_id: str, method: str | None = None) -> tuple[Ancestor, ...]:
         """Trace a crystal back: itself first, then the crystal it was made from, down to one that was not made by a round.
@@ -226,30 +224,3 @@ def _evaluation(row: Row[Any], known: Mapping[str, Method]) -> EvaluationRecord:
     columns["crystal"] = Crystal.from_dict(structure) if structure is not None else None
     columns["method"] = replace(known[row.method], versions=columns.pop("versions") or {})
     return EvaluationRecord(**columns)
-
-
-def _count_formula_runs(connection: Connection, new: Iterable[Row[Any]]) -> None:
-    """Add newly stored evaluations to the counts of their formulas."""
-    new = list(new)
-    formulas: dict[str, str] = {}
-    for chunk in in_chunks(row.candidate_id for row in new):
-        statement = select(candidates.c.id, candidates.c.reduced_formula).where(candidates.c.id.in_(chunk))
-        formulas.update((row.id, row.reduced_formula) for row in connection.execute(statement))
-    attempted: Counter[tuple[str, str]] = Counter((formulas[row.candidate_id], row.method) for row in new)
-    completed: Counter[tuple[str, str]] = Counter((formulas[row.candidate_id], row.method) for row in new if row.converged)
-    rows = [
-        {"reduced_formula": formula, "method": method, "attempted": count, "completed": completed[formula, method]}
-        for (formula, method), count in sorted(attempted.items())
-    ]
-    if not rows:
-        return
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    insert = dialect.insert(formula_runs)
-    statement = insert.on_conflict_do_update(
-        index_elements=["reduced_formula", "method"],
-        set_={
-            "attempted": formula_runs.c.attempted + insert.excluded.attempted,
-            "completed": formula_runs.c.completed + insert.excluded.completed,
-        },
-    )
-    connection.execute(statement, rows)

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, bindparam, select, update
+from sqlalchemy import ColumnElement, Row, Select, bindparam, func, select, update
 
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.database.connection import CHUNK, Database, in_chunks, insert_new
 from gnome.database.records import CrystalRecord, HullColumns, StoredCrystal, TrainingRow
-from gnome.database.schema import candidates, crystal_elements, crystals, methods
+from gnome.database.schema import candidates, crystal_elements, crystals, methods, seedings
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
 from gnome.stability.entries import HullEntry
@@ -125,6 +125,17 @@ class CrystalStore(Database):
                     found.setdefault(stored.row[column.name], []).append(stored)
         return found
 
+    def methods_of_formulas(self, formulas: Iterable[str], *, before_round: int) -> dict[str, list[str]]:
+        """Find under which methods each reduced formula was known when a round began; formulas that were not are left out."""
+        found: dict[str, list[str]] = {}
+        with self.read() as connection:
+            for chunk in in_chunks(formulas):
+                statement = select(crystals.c.reduced_formula, crystals.c.method).distinct()
+                statement = statement.where(crystals.c.reduced_formula.in_(chunk), known_before(before_round))
+                for formula, method in connection.execute(statement.order_by(crystals.c.method)):
+                    found.setdefault(formula, []).append(method)
+        return found
+
     def crystals_of(self, method: str, *, before_round: int | None = None) -> Iterator[StoredCrystal]:
         """Yield crystals of a method in the order of arrival, for example as parents of candidates.
 
@@ -168,9 +179,27 @@ class CrystalStore(Database):
                 return
             last = page[-1].key
 
+    def count_crystals(self, method: str, *, before_round: int) -> int:
+        """Count the crystals of a method that were there when a round began."""
+        statement = select(func.count()).select_from(crystals).where(crystals.c.method == method, known_before(before_round))
+        with self.read() as connection:
+            return connection.scalar(statement) or 0
+
+    def is_seeded(self, method: str, digest: str) -> bool:
+        """Say whether a method was given the seeds of a file with this digest."""
+        statement = select(seedings.c.method).where(seedings.c.method == method, seedings.c.digest == digest)
+        with self.read() as connection:
+            return connection.execute(statement).first() is not None
+
+    def note_seeding(self, method: str, digest: str) -> None:
+        """Remember that a method has the seeds of a file."""
+        with self.write() as connection:
+            insert_new(connection, seedings, [{"method": method, "digest": digest}], "method")
+
     def has_unplaced(self, method: str) -> bool:
-        """Say whether a crystal of the method was never told its distance to the hull."""
-        statement = select(crystals.c.key).where(crystals.c.method == method, crystals.c.e_above_hull.is_(None)).limit(1)
+        """Say whether a crystal of the method was never told its distance to the hull, or what it competes with."""
+        unplaced = crystals.c.e_above_hull.is_(None) | crystals.c.n_competing.is_(None)
+        statement = select(crystals.c.key).where(crystals.c.method == method, unplaced).limit(1)
         with self.read() as connection:
             return connection.execute(statement).first() is not None
 
@@ -207,6 +236,7 @@ class CrystalStore(Database):
                 "e_above_hull": row.e_above_hull,
                 "decomposition_energy": row.decomposition_energy,
                 "decomposes_to": [asdict(product) for product in row.decomposes_to],
+                "n_competing": row.n_competing,
             }
             for row in rows
         ]
@@ -215,7 +245,7 @@ class CrystalStore(Database):
         statement = (
             update(crystals)
             .where(crystals.c.id == bindparam("of_id"), crystals.c.method == method)
-            .values({name: bindparam(name) for name in ("e_above_hull", "decomposition_energy", "decomposes_to")})
+            .values({name: bindparam(name) for name in ("e_above_hull", "decomposition_energy", "decomposes_to", "n_competing")})
         )
         with self.write() as connection:
             return connection.execute(statement, values).rowcount
@@ -251,6 +281,9 @@ def _crystal_row(record: CrystalRecord) -> dict[str, Any]:
         "e_above_hull": record.e_above_hull,
         "decomposition_energy": record.decomposition_energy,
         "decomposes_to": [asdict(product) for product in products] if products is not None else None,
+        "n_competing": record.n_competing,
+        "p_stable": record.p_stable,
+        "formula_check": record.formula_check,
         "origin": record.origin,
         "round": record.round,
         "candidate_id": record.candidate_id,

@@ -27,7 +27,8 @@ class CrystalRecord:
     """A relaxed crystal with its energies under one method.
 
     `fingerprint` is the identity bucket that duplicates are looked for in.  `origin` is seed, discovered or imported; a discovered
-    one names its round and candidate.  `energy_per_atom` is None where a source gives the formation energy alone.
+    one names its round and candidate, and what was expected of it.  `energy_per_atom` is None where a source gives the formation energy
+    alone.
     """
 
     crystal: Crystal
@@ -40,6 +41,9 @@ class CrystalRecord:
     e_above_hull: float | None = None
     decomposition_energy: float | None = None
     decomposes_to: Sequence[Product] | None = None
+    n_competing: int | None = None
+    p_stable: float | None = None
+    formula_check: float | None = None
     space_group_number: int | None = None
     protostructure: str | None = None
     round: int | None = None
@@ -54,6 +58,8 @@ class CrystalRecord:
         check_range(what, "correction_per_atom", self.correction_per_atom, _WIDE)
         check_range(what, "e_above_hull", self.e_above_hull, (0.0, _DISTANCE))
         check_range(what, "decomposition_energy", self.decomposition_energy, (-_DISTANCE, _DISTANCE))
+        check_range(what, "p_stable", self.p_stable, (0.0, 1.0))
+        check_range(what, "formula_check", self.formula_check, (0.0, 1.0))
         if self.origin not in {"seed", "discovered", "imported"}:
             raise InvalidInput(f"{what}: origin {self.origin!r}, expected seed, discovered or imported")
 
@@ -73,7 +79,10 @@ class CandidateRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRecord:
-    """What an ensemble said of a candidate; `decomposition_energy` is against the hull as the screening saw it."""
+    """What an ensemble said of a candidate.
+
+    `decomposition_energy`, `p_stable` and `n_competing` are against the hull as the screening saw it; what is not known is None.
+    """
 
     candidate_id: str
     model_id: str
@@ -81,6 +90,9 @@ class PredictionRecord:
     spread: float
     volume_scale: float
     decomposition_energy: float | None = None
+    p_stable: float | None = None
+    n_competing: int | None = None
+    formula_check: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not a number."""
@@ -89,6 +101,8 @@ class PredictionRecord:
         check_range(what, "spread", self.spread, (0.0, MAX_RAW_ENERGY))
         check_range(what, "volume_scale", self.volume_scale, (0.01, 100.0))
         check_range(what, "decomposition_energy", self.decomposition_energy, _WIDE)
+        check_range(what, "p_stable", self.p_stable, (0.0, 1.0))
+        check_range(what, "formula_check", self.formula_check, (0.0, 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +110,8 @@ class EvaluationRecord:
     """An evaluator's answer for a candidate: energies, or a failure with its reason.
 
     `crystal` is the relaxed structure.  What it means is told later (see `Assessment`): `crystal_id` is the crystal it led to, new or
-    known; `novel` whether that was new; `e_above_hull_before` the signed distance to the hull as it stood before the round.  A failure
-    keeps only those of its numbers that are plausible.
+    known; `novel` whether that was new; `e_above_hull_before` the signed distance to the hull as it stood before the round.  `cost_seconds`
+    is that of all `attempts`.  A failure keeps only those of its numbers that are plausible.
     """
 
     candidate_id: str
@@ -119,6 +133,7 @@ class EvaluationRecord:
     forces: Sequence[Sequence[float]] | None = None
     stress: Sequence[Sequence[float]] | None = None
     magnetic_moments: Sequence[float] | None = None
+    attempts: int = 1
 
     def __post_init__(self) -> None:
         """Refuse a converged answer that cannot be true; of a failed one keep what can be stored."""
@@ -232,6 +247,7 @@ class HullColumns:
     e_above_hull: float
     decomposition_energy: float
     decomposes_to: Sequence[Product]
+    n_competing: int
 
     def __post_init__(self) -> None:
         """Refuse what cannot be true."""

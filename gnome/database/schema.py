@@ -4,7 +4,7 @@
                   |    ^                                  leases
                   |    | crystal_id
     candidates <--+    evaluations >--- candidates ---< predictions >--- models
-        | parent_id -> crystals.id                        formula_runs
+        | parent_id -> crystals.id                        seedings
 
 A crystal found by a round points at its candidate, the candidate at the crystal it was made from: that is its lineage.  Energies are
 eV/atom.  The CHECK constraints are the last gate before a number can reach a hull: bounds are written as BETWEEN, which refuses
@@ -38,7 +38,7 @@ from sqlalchemy.types import TypeEngine
 from gnome.database.clock import database_time
 from gnome.quantities import PLAUSIBLE_E_FORM
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration; a database at another revision is older or newer than this program."""
 
 MAX_RAW_ENERGY = 100_000.0
@@ -164,6 +164,9 @@ crystals = Table(
     Column("source", _text(), nullable=False),
     Column("created_at", Double, nullable=False, default=database_time()),
     Column("versions", _json()),
+    Column("n_competing", Integer),
+    Column("p_stable", Double),
+    Column("formula_check", Double),
     UniqueConstraint("id", "method"),
     _one_of("origin", "seed", "discovered", "imported"),
     _between("n_elements", 1, 103),
@@ -175,7 +178,11 @@ crystals = Table(
     _between("e_form_per_atom", _LOW, _HIGH),
     _between("e_above_hull", 0.0, _RANGE),
     _between("decomposition_energy", -_RANGE, _RANGE),
+    _between("n_competing", 0, 1_000_000_000),
+    _between("p_stable", 0.0, 1.0),
+    _between("formula_check", 0.0, 1.0),
 )
+"""`n_competing` follows the hull; `p_stable` and `formula_check` are what the round that found the crystal expected of it."""
 
 crystal_elements = Table(
     "crystal_elements",
@@ -197,10 +204,16 @@ predictions = Table(
     Column("spread", Double, nullable=False),
     Column("volume_scale", Double, nullable=False),
     Column("decomposition_energy", Double),
+    Column("p_stable", Double),
+    Column("n_competing", Integer),
+    Column("formula_check", Double),
     _between("e_form_per_atom", -MAX_RAW_ENERGY, MAX_RAW_ENERGY),
     _between("spread", 0.0, MAX_RAW_ENERGY),
     _between("volume_scale", 0.01, 100.0),
     _between("decomposition_energy", -MAX_RAW_ENERGY, MAX_RAW_ENERGY),
+    _between("p_stable", 0.0, 1.0),
+    _between("n_competing", 0, 1_000_000_000),
+    _between("formula_check", 0.0, 1.0),
 )
 """What an ensemble said; wide bounds, since a bad prediction is worth keeping and reaches no hull."""
 
@@ -228,6 +241,7 @@ evaluations = Table(
     Column("created_at", Double, nullable=False, default=database_time()),
     Column("versions", _json()),
     Column("structure", _json()),
+    Column("attempts", Integer, nullable=False, server_default="1"),
     ForeignKeyConstraint(["crystal_id", "method"], ["crystals.id", "crystals.method"]),
     Index("ix_evaluations_crystal", "crystal_id", "method"),
     CheckConstraint(
@@ -241,22 +255,22 @@ evaluations = Table(
     _between("e_above_hull_before", -_RANGE, _RANGE),
     _between("n_steps", 0, 1_000_000_000),
     _between("cost_seconds", 0.0, 1e10),
+    _between("attempts", 1, 1_000_000_000),
 )
 """Every answer of an evaluator.
 
-`structure` is the relaxed one; `e_above_hull_before` the signed distance to the hull as it stood before the round.
+`structure` is the relaxed one; `e_above_hull_before` the signed distance to the hull as it stood before the round; `cost_seconds` that of
+all attempts.
 """
 
-formula_runs = Table(
-    "formula_runs",
+seedings = Table(
+    "seedings",
     metadata,
-    Column("reduced_formula", _text(), primary_key=True),
     Column("method", _text(), ForeignKey("methods.label"), primary_key=True),
-    Column("attempted", Integer, nullable=False),
-    Column("completed", Integer, nullable=False),
-    CheckConstraint("0 <= completed AND completed <= attempted", name="completed_range"),
+    Column("digest", _text(), primary_key=True),
+    Column("created_at", Double, nullable=False, default=database_time()),
 )
-"""How many structures of a formula were evaluated, and how many of these converged."""
+"""Which shipped seeds a method has been given, by the digest of their file."""
 
 ledger = Table(
     "ledger",

@@ -129,6 +129,10 @@ class CompositionalEnsemble(Ensemble[FormulaNetwork]):
             p_stable = line.probabilities(found[:, :, -1].mean(axis=0))
         return FormulaAnswers(e_form, spread, uncertainties[0], decomposition, uncertainties[1], p_stable, self.schemes[scheme])
 
+    def probabilities_stable(self, compositions: Sequence[Mapping[int, float]]) -> Array:
+        """Probabilities (n,) that the best crystal of each formula is stable; NaN where its networks did not learn it."""
+        return self.answers(compositions).p_stable
+
     @torch.inference_mode()
     def member_answers(self, formulas: PackedFormulas, *, precision: Precision = "fp32") -> Array:
         """Return (members, formulas, answers of a network), each formula under the scheme that it names."""
