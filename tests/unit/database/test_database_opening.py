@@ -33,7 +33,7 @@ def test_constraints_of_tables_and_migrations_agree(tmp_path: Path) -> None:
         created = _described(connection)
     plain.dispose()
     assert migrated == created
-    assert len(migrated["crystals"]["checks"]) == 10
+    assert len(migrated["crystals"]["checks"]) == 13
     assert migrated["crystal_elements"]["without_rowid"]
 
 

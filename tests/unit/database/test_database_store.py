@@ -9,6 +9,7 @@ from sqlalchemy import text
 from gnome.crystals.crystal import Crystal
 from gnome.database import connection as connection_module
 from gnome.database import crystal_store
+from gnome.database.candidate_store import MAX_FAILED
 from gnome.database.records import Assessment, CrystalRecord, EvaluationRecord, HullColumns, PredictionRecord
 from gnome.database.store import Store
 from gnome.errors import DatabaseUnavailable, InvalidInput, RoundBusy
@@ -35,7 +36,7 @@ def test_a_crystal_comes_back_with_every_field(store: Store) -> None:
         5.0, ("K", "K", "Cl", "Cl"), method=EMT, energy_per_atom=-4.5, correction_per_atom=0.25, e_above_hull=0.0,
         decomposition_energy=-0.5,
         decomposes_to=[Product(id="", reduced_formula="K", fraction=1.0)], origin="discovered", round=1, candidate_id="c1",
-        space_group_number=225, protostructure="AB_cF8_225_a_b:Cl-K", source="round 1",
+        space_group_number=225, protostructure="AB_cF8_225_a_b:Cl-K", source="round 1", n_competing=3, p_stable=0.75, formula_check=0.5,
     )  # fmt: skip
     store.add_crystals([record])
     found = store.crystal(record.crystal.id)
@@ -48,6 +49,7 @@ def test_a_crystal_comes_back_with_every_field(store: Store) -> None:
         "correction_per_atom": 0.25, "correction_scheme": "mp2020", "correction_version": "1", "e_form_per_atom": -2.0, "e_above_hull": 0.0,
         "decomposition_energy": -0.5, "decomposes_to": [{"id": "", "reduced_formula": "K", "fraction": 1.0}], "origin": "discovered",
         "round": 1, "candidate_id": "c1", "source": "round 1", "parent": "p", "generator": "substitution", "versions": {},
+        "n_competing": 3, "p_stable": 0.75, "formula_check": 0.5,
     }  # fmt: skip
     assert {name: value for name, value in found.row.items() if name != "created_at"} == expected
     assert found.row["created_at"] > 1.7e9
@@ -106,6 +108,7 @@ def test_hull_entries_and_columns_go_round(store: Store) -> None:
             e_above_hull=hull.e_above_hull(entry.composition, entry.e_form_per_atom),
             decomposition_energy=hull.decomposition_energy(entry.composition, entry.e_form_per_atom),
             decomposes_to=hull.decomposition(entry.composition),
+            n_competing=hull.n_competing(entry.composition),
         )
         for entry in hull.entries
     ]
@@ -152,7 +155,6 @@ def test_answers_of_a_round_are_stored_once_and_counted_once(store: Store) -> No
     ]
     assert store.add_evaluations(answers) == 3
     assert store.add_evaluations(answers) == 0
-    assert store.formula_runs(CHGNET.label) == {"KCl": (2, 1), "LiF": (1, 0)}
     assert store.failures_of_round(1) == {"crashed": 1, "timeout": 1}
     stored = {found.candidate_id: found for found in store.evaluations_of_round(1)}
     assert stored["c1"].forces == [[0.1, 0.0, None]]
@@ -201,18 +203,24 @@ def test_what_was_known_before_a_round(store: Store) -> None:
     for number, symbols in ((1, ("K", "Cl")), (2, ("Li", "F"))):
         store.start_round({}, 1)
         tried = [candidate(f"c{number}", number, symbols), candidate(f"c0{number}", number, (*symbols, "O"))]
-        store.add_candidates([*tried, candidate(f"c00{number}", number, (*symbols, "S"))])
-        store.add_evaluations([answer(c.id, number, converged=False, failure="timeout") for c in tried])
+        others = [candidate(f"f{number}{i}", number, (*symbols, "S")) for i in range(MAX_FAILED)]
+        once = candidate(f"o{number}", number, (*symbols, "N"))
+        store.add_candidates([*tried, *others, once])
+        failed = [tried[0], once, *others[: MAX_FAILED if number == 1 else MAX_FAILED - 1]]
+        store.add_evaluations([answer(c.id, number, converged=False, failure="timeout") for c in failed])
+        store.add_evaluations([answer(tried[1].id, number)])
         store.add_crystals([seed(5.0, symbols, origin="discovered", round=number, candidate_id=f"c{number}")])
         store.finish_round(number, {})
-    assert store.candidate_ids_of_round(2) == ["c002", "c02", "c2"]
+    assert store.candidate_ids_of_round(2) == ["c02", "c2", *(f"f2{i}" for i in range(MAX_FAILED)), "o2"]
     assert store.known_formulas(CHGNET.label, before_round=1) == {"NaCl"}
     assert store.known_formulas(CHGNET.label, before_round=2) == {
         "NaCl",
         "KCl",
         candidate("x", 1, ("K", "Cl", "O")).crystal.reduced_formula,
-    }
-    assert len(store.known_formulas(CHGNET.label)) == 5
+        candidate("x", 1, ("K", "Cl", "S")).crystal.reduced_formula,
+    }, "not what failed once"
+    later = store.known_formulas(CHGNET.label) - store.known_formulas(CHGNET.label, before_round=2)
+    assert later == {"LiF", candidate("x", 1, ("Li", "F", "O")).crystal.reduced_formula}
     assert store.known_formulas(EMT.label) == frozenset()
     assert [len(store.hull_entries(CHGNET.label, before_round=number)) for number in (1, 2, 3)] == [1, 2, 3]
 
@@ -326,7 +334,6 @@ def test_rows_without_what_they_refer_to_are_refused(store: Store) -> None:
     with pytest.raises(InvalidInput, match="the database refuses the row"):
         store.add_evaluations([answer("c1", crystal_id="unknown")])
     assert store.counts()["evaluations"] == 0
-    assert store.formula_runs(CHGNET.label) == {}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e6, -1e6])
@@ -350,7 +357,7 @@ def test_records_refuse_contradictions() -> None:
     with pytest.raises(InvalidInput, match="origin 'guess'"):
         CrystalRecord(crystal=crystal(4, ["Na"]), method=CHGNET, e_form_per_atom=0, fingerprint="f", origin="guess")
     with pytest.raises(InvalidInput, match=r"e_above_hull is -0\.01"):
-        HullColumns(id="a", e_above_hull=-0.01, decomposition_energy=0, decomposes_to=[])
+        HullColumns(id="a", e_above_hull=-0.01, decomposition_energy=0, decomposes_to=[], n_competing=0)
 
 
 IMPOSSIBLE: list[tuple[str, Any]] = [
@@ -404,3 +411,35 @@ def test_a_database_opened_for_reading_is_not_written(store: Store, url: str) ->
             connection.execute(text("DELETE FROM crystals"))
         store.add_crystals([seed(4.2)])
         assert reader.counts()["crystals"] == 2
+
+
+def test_a_second_attempt_takes_the_place_of_the_first(store: Store) -> None:
+    store.start_round({}, 1)
+    store.add_candidates([candidate("c1")])
+    store.add_evaluations([answer("c1", converged=False, failure="timeout", message="slow", cost_seconds=900.0)])
+    second = answer("c1", converged=False, failure="crashed", cost_seconds=1500.0, attempts=2)
+    assert store.repeat_evaluation(second)
+    assert not store.repeat_evaluation(second), "the first is gone"
+    (kept,) = store.evaluations_of_round(1)
+    assert (kept.failure, kept.cost_seconds, kept.attempts) == ("crashed", 1500.0, 2)
+    assert store.failures_of_round(1) == {"crashed": 1}
+
+
+def test_formulas_are_told_with_the_methods_that_knew_them(store: Store) -> None:
+    store.add_crystals([seed(4.0), seed(4.0, method=EMT), seed(4.2, ("K", "Cl"))])
+    store.start_round({}, 1)
+    store.add_candidates([candidate("c1", symbols=("Li", "F"))])
+    store.add_crystals([seed(5.0, ("Li", "F"), origin="discovered", round=1, candidate_id="c1")])
+    found = store.methods_of_formulas(["NaCl", "KCl", "LiF", "CsI"], before_round=1)
+    assert found == {"NaCl": sorted([CHGNET.label, EMT.label]), "KCl": [CHGNET.label]}
+    assert "LiF" in store.methods_of_formulas(["LiF"], before_round=2)
+    assert (store.count_crystals(CHGNET.label, before_round=1), store.count_crystals(CHGNET.label, before_round=2)) == (2, 3)
+
+
+def test_seeds_are_given_once_a_file(store: Store) -> None:
+    store.add_crystals([seed(4.0)])
+    assert not store.is_seeded(CHGNET.label, "a" * 64)
+    store.note_seeding(CHGNET.label, "a" * 64)
+    store.note_seeding(CHGNET.label, "a" * 64)
+    assert store.is_seeded(CHGNET.label, "a" * 64)
+    assert not store.is_seeded(CHGNET.label, "b" * 64)

@@ -129,8 +129,8 @@ def test_recorded_answers_keep_the_contract(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (lambda: recorded_line(CUAU, -7.0), "e_form_per_atom is -7.0"),
-        (lambda: recorded_line(CUAU, float("nan")), "e_form_per_atom is nan"),
+        (lambda: recorded_line(CUAU, -7.0), "formation energy -7.000"),
+        (lambda: recorded_line(CUAU, float("nan")), "formation energy nan"),
         (lambda: recorded_line(CUBIC_CU3AU).replace(CUBIC_CU3AU.id, CUAU.id), "the answer is for Cu3Au"),
     ],
 )

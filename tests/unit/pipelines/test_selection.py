@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
-from scipy.stats import t as student
 
 from gnome.crystals.crystal import Crystal
-from gnome.models.calibration import ErrorCalibration
 from pipelines.candidate import Candidate, Lineage
 from pipelines.screening import Prediction
-from pipelines.selection import RandomAcquisition, SelectionSettings, StabilityAcquisition, select
+from pipelines.selection import GreedyAcquisition, RandomAcquisition, SelectionSettings, StabilityAcquisition, select
+from pipelines.standing import FORMULA_THRESHOLD, Doubt
 
 
 @pytest.fixture
@@ -82,33 +81,54 @@ def test_edges(pool):
     predictions, candidates = pool
     assert select(predictions, candidates, 0) == []
     assert select([], candidates, 5) == []
-    assert len(select(predictions, candidates, 100)) == 10
+    everything = select(predictions, candidates, 100)
+    assert len(everything) == len(predictions) == 30, "next best structures of the ten compositions fill the budget"
+    assert len({one.candidate.crystal.reduced_formula for one in everything[:10]}) == 10
     with pytest.raises(KeyError):
         select(predictions, candidates[:3], 30)
 
 
-def test_the_surest_go_first_where_errors_are_known(pool):
+def prediction(candidate, energy, **changes):
+    fields = {"e_form_per_atom": 0.0, "spread": 0.0, "volume_scale": 1.0, "model_id": "m", "method": "x", "n_competing": 2}
+    return Prediction(candidate_id=candidate.id, decomposition_energy=energy, **{**fields, **changes})
+
+
+def test_the_surest_go_first_and_those_without_a_probability_last(pool):
     _, candidates = pool
-    calibration = ErrorCalibration(floor=0.01, factor=1.0, power=1.0, degrees=3.0)
-    said = [(-0.20, 0.30), (-0.05, 0.01), (-0.10, 0.20), (0.04, 0.0), (0.04, 0.5), (0.06, 0.9)]  # energies, spreads
+    said = [(-0.20, 0.7), (-0.05, 0.99), (-0.10, None), (0.04, 0.1), (-0.30, 0.7)]
+    predictions = [prediction(c, energy, p_stable=p) for c, (energy, p) in zip(candidates, said, strict=False)]
+    chosen = select(predictions, candidates, 5)
+    assert [predictions.index(one.prediction) for one in chosen] == [1, 4, 0, 3, 2]
+    greedy = select(predictions, candidates, 5, SelectionSettings(acquisition=GreedyAcquisition()))
+    assert [predictions.index(one.prediction) for one in greedy] == [4, 0, 2, 1, 3]
+
+
+@pytest.mark.parametrize("acquisition", [StabilityAcquisition(), GreedyAcquisition()])
+def test_what_is_in_doubt_goes_last_in_every_order(pool, acquisition):
+    _, candidates = pool
+    unbalanced = Candidate(
+        crystal=candidates[3].crystal,
+        lineage=Lineage(generator="by_hand", parent_id=None, parameters={"charge_balanced": False}),
+    )
+    candidates = [*candidates[:3], unbalanced, *candidates[4:5]]
     predictions = [
-        Prediction(
-            candidate_id=candidate.id,
-            e_form_per_atom=0.0,
-            spread=spread,
-            volume_scale=1.0,
-            model_id="m",
-            method="x",
-            decomposition_energy=energy,
-        )
-        for candidate, (energy, spread) in zip(candidates, said, strict=False)
+        prediction(candidates[0], -3.0, p_stable=1.0, n_competing=0),
+        prediction(candidates[1], -2.0, p_stable=0.9, formula_check=FORMULA_THRESHOLD - 0.01),
+        prediction(candidates[2], 0.03, p_stable=0.2, formula_check=FORMULA_THRESHOLD),
+        prediction(unbalanced, -1.0, p_stable=0.8),
+        prediction(candidates[4], 0.04, p_stable=0.1),
     ]
-    order = SelectionSettings(acquisition=StabilityAcquisition(calibration=calibration))
-    chosen = select(predictions, candidates, 6, order)
-    assert [predictions.index(one.prediction) for one in chosen] == [1, 0, 2, 4, 3, 5], "the last is beyond the threshold"
-    probability = student.cdf(0.2 / np.hypot(0.01, 0.3), 3.0)
-    assert order.acquisition.score(predictions[0]) == pytest.approx(1 - probability)
-    assert [predictions.index(one.prediction) for one in select(predictions, candidates, 3)] == [0, 2, 1]
+    chosen = select(predictions, candidates, 5, SelectionSettings(acquisition=acquisition))
+    assert [predictions.index(one.prediction) for one in chosen] == [2, 4, 0, 1, 3]
+    assert [list(one.doubts) for one in chosen] == [[], [], [Doubt.ELEMENTS_ONLY], [Doubt.FORMULA], [Doubt.CHARGES]]
+
+
+def test_no_crystal_is_chosen_twice_though_it_comes_from_two_places(pool):
+    _, candidates = pool
+    first = candidates[0]
+    again = Candidate(crystal=first.crystal.scaled(1.001), lineage=Lineage(generator="another", parent_id=None))
+    chosen = select([prediction(first, -0.1), prediction(again, -0.2)], [first, again], 5)
+    assert [one.candidate.id for one in chosen] == [again.id]
 
 
 def test_random_baseline_is_seeded_and_takes_any_candidate(pool):
