@@ -99,7 +99,9 @@ def _refuse_other_symmetry(table: CifTable) -> None:
     if dimension or any(name.startswith(_MODULATED) for name in table.columns):
         raise InvalidCrystal("malformed", "a modulated structure has no unit cell; give an approximant")
     if any(name.startswith(_MAGNETIC) for name in table.columns):
-        raise InvalidCrystal("malformed", "the symmetry is given as that of a magnetic group; list the operations of the space group")
+        raise InvalidCrystal(
+            "malformed", "the symmetry is given as that of a magnetic group; list the operations of the space group"
+        )
 
 
 _CELL: Final = (("length_a", "length_b", "length_c"), ("angle_alpha", "angle_beta", "angle_gamma"))
@@ -169,7 +171,9 @@ def _formulas(table: CifTable) -> tuple[list[dict[int, float]], str]:
             spellings.append(" ".join(word.capitalize() for word in plain.split()))
         found = [amounts for amounts in map(_sum_formula, spellings) if amounts]
         if not found:
-            raise InvalidCrystal("formula_mismatch", f"the sum formula {text[:60]!r} is not understood; correct it or leave it out")
+            raise InvalidCrystal(
+                "formula_mismatch", f"the sum formula {text[:60]!r} is not understood; correct it or leave it out"
+            )
         return found, text
     if text := table.one("_chemical_formula_structural"):
         try:

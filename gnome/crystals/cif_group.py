@@ -1,7 +1,7 @@
 """What a CIF means that names a space group and lists none of its operations: read only where there is one answer.
 
-Another origin or other axes make another crystal of the same coordinates, so a doubt is refused.  Names, numbers and Hall symbols each leave
-some settings open; what all of them and the cell allow must be one.
+Another origin or other axes make another crystal of the same coordinates, so a doubt is refused.  Names, numbers and Hall symbols each
+leave some settings open; what all of them and the cell allow must be one.
 """
 
 import re
@@ -69,7 +69,9 @@ def named_operations(table: CifTable, metric: NDArray[np.float64]) -> Operations
     if len(allowed) > 1:  # a cube is no rhombohedral cell that somebody forgot to call one
         fitting = [setting for setting in fitting if not (setting in _rhombohedral() and _is_right(metric))]
     if len(fitting) != 1:
-        raise InvalidCrystal("malformed", f"the space group {shown} has several settings {_LIST_THEM}, or name one as in 'F d -3 m :2'")
+        raise InvalidCrystal(
+            "malformed", f"the space group {shown} has several settings {_LIST_THEM}, or name one as in 'F d -3 m :2'"
+        )
     return read_operations(fitting[0])
 
 
@@ -168,7 +170,10 @@ def _compressed(name: str) -> str:
 @lru_cache(maxsize=1)
 def _entries() -> tuple[tuple[gemmi.SpaceGroup, frozenset[str]], ...]:
     """All settings, each with the names it goes by: short, and full as `F 4_1/d -3 2/m`."""
-    full = {_plain(group): _compressed(kind.international_full) for group, kind in zip(gemmi.spacegroup_table_itb(), _types(), strict=True)}
+    full = {
+        _plain(group): _compressed(kind.international_full)
+        for group, kind in zip(gemmi.spacegroup_table_itb(), _types(), strict=True)
+    }
     return tuple(
         (group, frozenset({_compressed(group.hm), full.get(_plain(group), "")} - {""})) for group in gemmi.spacegroup_table()
     )
@@ -208,5 +213,3 @@ def group_number(operations: Operations) -> int:
 
 def _number_of(setting: Setting) -> int:
     return group_number(read_operations(setting))
-
-

@@ -58,7 +58,8 @@ def _orbit(
     _, first, counts = np.unique(cells, axis=0, return_index=True, return_counts=True)
     if (counts != np.count_nonzero(stays)).any() or apart[stays].max() >= 1e-6:
         raise InvalidCrystal(
-            "overlap", f"the site {label[:40]!r} is so near a special position that its multiplicity is in doubt; write more digits"
+            "overlap",
+            f"the site {label[:40]!r} is so near a special position that its multiplicity is in doubt; write more digits",
         )
     return places[np.sort(first)]
 

@@ -62,7 +62,9 @@ def _check_whole(table: CifTable) -> None:
             raise InvalidCrystal("disordered", f"a site has the occupancy {occupancy!r}, expected 1; give an ordered crystal")
     groups = {value for value in table.column("_atom_site_disorder_group") if value not in UNSAID | {"0"}}
     if len(groups) > 1 or any(group.startswith("-") for group in groups):
-        raise InvalidCrystal("disordered", f"sites stand in the disorder groups {', '.join(sorted(groups))[:60]}; give an ordered crystal")
+        raise InvalidCrystal(
+            "disordered", f"sites stand in the disorder groups {', '.join(sorted(groups))[:60]}; give an ordered crystal"
+        )
     if any(number(value) for value in table.column("_atom_site_attached_hydrogens")):
         raise InvalidCrystal("malformed", "a site has attached hydrogens that are not listed; list them as sites")
     if any(value.lower() == "dum" for value in table.column("_atom_site_calc_flag")):
@@ -96,24 +98,31 @@ def _elements(table: CifTable, formula: frozenset[str]) -> list[str]:
     labels = table.column("_atom_site_label") or ("?",) * n_sites
     if len(symbols) != n_sites or len(labels) != n_sites:
         raise InvalidCrystal("malformed", f"{n_sites} sites, {len(labels)} labels and {len(symbols)} type symbols")
+    in_capitals = not any(re.match("[A-Z][a-z]", symbol) for symbol in symbols)
     return [
-        _of_label(label, formula) if symbol in UNSAID else _of_symbol(symbol) for symbol, label in zip(symbols, labels, strict=True)
+        _of_label(label, formula) if symbol in UNSAID else _of_symbol(symbol, in_capitals=in_capitals)
+        for symbol, label in zip(symbols, labels, strict=True)
     ]
 
 
-_CHARGED: Final = re.compile(r"([A-Za-z]{1,2})(?:\d*\.?\d*[+-]?|[+-]\d*\.?\d*)")
+_CHARGED: Final = re.compile(r"([A-Za-z]{1,2})(\d*\.?\d*[+-]|[+-]\d*\.?\d*|)")
+_NUMBERED: Final = re.compile(r"([A-Z][a-z]?)\d+")  # a label in the place of a symbol; NO3 is no nobelium
 
 
-def _of_symbol(text: str) -> str:
-    """Element of a type symbol: Cs, CS, Cs1+, Cs+, Cs+1, Cl-, Na1."""
+def _of_symbol(text: str, *, in_capitals: bool) -> str:
+    """Element of a type symbol: Cs, Cs1+, Cs+, Cs+1, Cl-, Na1; CS where all symbols are in capitals: elsewhere it may be C and S."""
     if re.match(r"\d+[A-Za-z]", text):
         raise InvalidCrystal("isotope", f"{text[:20]} is an isotope; write the element alone")
-    found = _CHARGED.fullmatch(text)
+    found = _CHARGED.fullmatch(text) or _NUMBERED.fullmatch(text)
     symbol = found[1].capitalize() if found else ""
+    if found and found[1].isupper() and not in_capitals and set(found[1]) <= _SYMBOLS and len(found[1]) > 1:
+        symbol = ""
     if symbol in _ISOTOPES:
         raise InvalidCrystal("isotope", f"{symbol} is an isotope; write it as H")
     if symbol not in _SYMBOLS:
-        raise InvalidCrystal("unsupported_element", f"the type symbol {text[:20]!r} is not that of an element")
+        raise InvalidCrystal(
+            "unsupported_element", f"the type symbol {text[:20]!r} is not that of an element; write it as Na or Na1+"
+        )
     return symbol
 
 

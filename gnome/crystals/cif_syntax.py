@@ -97,23 +97,22 @@ def read_table(text: str) -> CifTable:
 def _table(block: cif.Block) -> CifTable:
     columns: dict[str, tuple[str, ...]] = {}
     loops: dict[str, int] = {}
-    twice = []
-    for number, item in enumerate(block):
-        if item.pair is not None:
-            found = {item.pair[0]: [item.pair[1]]}
+    twice: list[str] = []
+    for place_in_block, item in enumerate(block):
+        pair: list[str] | None = item.pair
+        found: dict[str, list[str]] = {}
+        if pair is not None:
+            found = {pair[0]: [pair[1]]}
         elif item.loop is not None:
             width, values = item.loop.width(), item.loop.values
-            found = {}
             for place, tag in enumerate(item.loop.tags):
                 twice += [tag] if tag in found else []
                 found[tag] = values[place::width]
-        else:
-            continue
         for tag, raw in found.items():
             name = tag.lower().replace(".", "_")
             twice += [tag] if name in columns else []
             columns[name] = tuple(_unquoted(value) for value in raw)
-            loops[name] = number
+            loops[name] = place_in_block
     if twice := sorted({tag for tag in twice if tag.lower().replace(".", "_").startswith(_USED)}):
         raise InvalidCrystal("malformed", f"{', '.join(twice)[:200]} more than once in one block; keep one")
     return CifTable(columns, loops)

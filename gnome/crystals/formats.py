@@ -225,7 +225,9 @@ def _reader(path: Path, limits: ReadLimits) -> tuple[Callable[[Path, ReadLimits]
         return readers[suffix]
     if _POSCAR_NAME.search(path.name):
         return _read_poscar, limits.max_text_bytes
-    raise InvalidCrystal("unknown_format", f"not a known kind of file; there are {', '.join(sorted(readers))}, POSCAR and CONTCAR")
+    raise InvalidCrystal(
+        "unknown_format", f"not a known kind of file; there are {', '.join(sorted(readers))}, POSCAR and CONTCAR"
+    )
 
 
 _POSCAR_NAME: Final = re.compile(r"^(POSCAR|CONTCAR)|(POSCAR|CONTCAR)$|(^|[^a-z])S?(POSCAR|CONTCAR)([^a-z]|$)", re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Reading POSCAR, VASP's format: by VASP's own rules, but what VASP would leave unread without a word is refused where it says otherwise."""
+"""Reading POSCAR by VASP's own rules; what VASP leaves unread, symbols behind the coordinates, may not say otherwise."""
 
 import re
 from collections.abc import Sequence
@@ -44,7 +44,9 @@ def read_poscar(text: str, *, max_atoms: int) -> Crystal:
         at_ends = [""] * n_atoms
     named = _elements([symbol for symbol, count in zip(symbols, counts, strict=True) for _ in range(count)], at_ends)
     scaled = lattice * factors
-    frac = np.linalg.solve(scaled.T, (coords * factors).T).T if is_cartesian and np.linalg.det(scaled) else coords
+    frac = coords
+    if is_cartesian and np.linalg.det(scaled):  # a flat cell is the gate's to refuse
+        frac = np.asarray(np.linalg.solve(scaled.T, (coords * factors).T).T)
     return Crystal(scaled, np.array([SYMBOLS.index(symbol) for symbol in named]), frac)
 
 
