@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 from gemmi import cif
 
@@ -99,7 +99,7 @@ def _table(block: cif.Block) -> CifTable:
     loops: dict[str, int] = {}
     twice: list[str] = []
     for place_in_block, item in enumerate(block):
-        pair: list[str] | None = item.pair
+        pair: Any = item.pair  # its stub says object
         found: dict[str, list[str]] = {}
         if pair is not None:
             found = {pair[0]: [pair[1]]}

@@ -230,7 +230,7 @@ def _reader(path: Path, limits: ReadLimits) -> tuple[Callable[[Path, ReadLimits]
     )
 
 
-_POSCAR_NAME: Final = re.compile(r"^(POSCAR|CONTCAR)|(POSCAR|CONTCAR)$|(^|[^a-z])S?(POSCAR|CONTCAR)([^a-z]|$)", re.IGNORECASE)
+_POSCAR_NAME: Final = re.compile(r"^(POSCAR|CONTCAR)|(POSCAR|CONTCAR)$|(^|[^a-z])[a-z]?(POSCAR|CONTCAR)([^a-z]|$)", re.IGNORECASE)
 """POSCAR, CONTCAR_relaxed, SPOSCAR, MPOSCAR-001, NaCl_POSCAR, run3-POSCAR.bak."""
 
 
