@@ -90,7 +90,7 @@ def read_table(text: str) -> CifTable:
         message = re.sub(r"^string:(\d+):\S*", lambda found: f"line {int(found[1]) + line_of_start} of the block:", str(error))
         raise InvalidCrystal("malformed", f"not a readable CIF ({' '.join(message.split())[:200]})") from None
     if len(document) != 1:
-        raise InvalidCrystal("malformed", f"{len(document)} data blocks where one is expected")
+        raise InvalidCrystal("malformed", f"{len(document)} data blocks, none of which lists atoms (_atom_site_fract_x)")
     return _table(document[0])
 
 

@@ -70,6 +70,8 @@ def test_ways_to_write_one_crystal(text: str) -> None:
         (PLAIN.replace("0.5 0.5 0.5", "0.5 \u22120.5 0.5"), "no number for _atom_site_fract_y"),
         (PLAIN.replace("5.64", "5,64"), "no number for _cell_length_a, _cell_length_b, _cell_length_c"),
         (PLAIN + "_note\n;\nnever ends\n", "of the block: unterminated text field"),
+        (CELL + CELL.replace("salt", "other"), "2 data blocks, none of which lists atoms"),
+        (CELL, "no atoms are listed"),
         (PLAIN + "Na2 Na 0.5\n", "Wrong number of values in loop"),
         (PLAIN.replace("data_salt\n", ""), "begins with a line data_NAME"),
         (PLAIN + "_CELL_length_a 5.7\n", "_CELL_length_a more than once in one block"),
