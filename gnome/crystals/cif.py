@@ -1,8 +1,11 @@
 """Reading CIF, the format in which a few kilobytes can ask for hours.
 
-A CIF lists sites and symmetry operations, and the reader multiplies them: 60 sites and 400 operations make 24,000 atoms out of 9 kB, and
-take most of a minute.  So sites and operations are counted before anything is expanded; small products are read here, middling ones in a
-process that is killed when its time is up, large ones not at all.
+A CIF lists sites and symmetry operations, and the reader multiplies them: 60 sites and 400 operations make 24,000 atoms out of 9 kB.  So
+sites and operations are counted before anything is expanded; small products are read here, middling ones in a process that is killed when
+its time is up, large ones not at all.
+
+What is read goes one way: `cif_syntax` (blocks, quotes, loops), `cif_sites` (what atoms are listed), `cif_operations` or, where none are
+listed, `cif_group` (the symmetry), `cif_orbits` (all atoms of the cell), and the checks of this file on what came out.
 """
 
 import json
@@ -10,21 +13,25 @@ import re
 import resource
 import subprocess
 import sys
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Lattice
-from pymatgen.core.operations import SymmOp
-from pymatgen.io.cif import CifBlock, CifFile, CifParser
+from scipy.spatial import cKDTree
 
-from gnome.crystals.cif_group import is_isometry, named_operations
-from gnome.crystals.convert import from_structure
+from gnome.crystals.cif_group import group_number, named_operations, settings_named
+from gnome.crystals.cif_operations import Operations, read_operations, triplets
+from gnome.crystals.cif_orbits import MOST_APART, expand
+from gnome.crystals.cif_sites import count_sites, read_sites
+from gnome.crystals.cif_syntax import UNSAID, CifTable, number, read_table, split_blocks
 from gnome.crystals.crystal import Crystal
-from gnome.errors import InvalidCrystal
+from gnome.crystals.elements import SYMBOLS
+from gnome.crystals.formula import parse_amounts
+from gnome.errors import InvalidCrystal, InvalidInput
+
+__all__ = ["CifLimits", "parse_block", "read_block", "split_blocks"]
 
 _OPERATIONS: Final = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
 _MOST_OPERATIONS: Final = 192  # of any space group, when only its name is given
@@ -36,183 +43,200 @@ class CifLimits:
     """How much a CIF block may ask for.
 
     Products of sites and operations up to `max_product_here` are read in this process, up to `max_product` in one of its own for at most
-    `seconds`.
+    `seconds`.  `max_operations`: eight times what a space group has in its usual cell, for those of larger ones.
     """
 
-    max_product_here: int = 1_500
+    max_product_here: int = 20_000
     max_product: int = 60_000
+    max_operations: int = 1_536
     seconds: float = 20.0
-
-
-def split_blocks(text: str) -> list[str]:
-    """Split a CIF into those of its data blocks that list atoms; all of it when there is none."""
-    text = re.sub(r"(?mi)^[ \t]*data_", "data_", text)  # the standard allows capitals, pymatgen does not
-    blocks = re.split(r"(?m)^(?=data_)", text)
-    return [block for block in blocks if "_atom_site_" in block] or [text]
 
 
 def read_block(text: str, limits: CifLimits) -> Crystal:
     """Read one data block.
 
-    Raises InvalidCrystal with reason `malformed`, `too_large`, `too_slow`, `formula_mismatch`, `disordered`, `isotope` or
+    Raises InvalidCrystal with reason `malformed`, `too_large`, `too_slow`, `formula_mismatch`, `disordered`, `overlap`, `isotope` or
     `unsupported_element`.
     """
-    tables = _tables(text)
-    product = max(map(_product, tables), default=0)
+    table = read_table(text)
+    product = _product(table)
     if product > limits.max_product:
         message = f"sites times symmetry operations are {product}, the limit is {limits.max_product}"
         raise InvalidCrystal("too_large", message)
-    for table in tables:
-        _check_table(table)
-    return parse_block(text) if product <= limits.max_product_here else _read_elsewhere(text, limits)
-
-
-MAX_LINE = 2048
-"""Characters in a line of a CIF by its standard; pymatgen's reader takes time that grows with the square of it."""
+    if (n_operations := len(_listed_operations(table))) > limits.max_operations:
+        raise InvalidCrystal("too_large", f"{n_operations} symmetry operations, the limit is {limits.max_operations}")
+    return _crystal(table) if product <= limits.max_product_here else _read_elsewhere(text, limits)
 
 
 def parse_block(text: str) -> Crystal:
-    """Read one data block with pymatgen, whatever it takes."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters of them is checked below
-            parser = CifParser.from_str(text)
-            (block,) = parser._cif.data.values()  # noqa: SLF001 - it keeps them nowhere else
-            if not _listed_operations(block.data):
-                block.data[_OPERATIONS[0]] = named_operations(parser, block, _metric(block.data))
-            structure = parser.parse_structures(primitive=False, on_error="raise")[0]
-            mismatch = parser.check(structure)
-    except (
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        ZeroDivisionError,
-        RecursionError,
-    ) as error:
-        text_of_error = _one_line(error)
-        if "ccupanc" in text_of_error:
-            raise InvalidCrystal("disordered", f"sites share a place ({text_of_error}); give an ordered crystal") from None
-        raise InvalidCrystal("malformed", f"not a readable CIF ({text_of_error})") from None
-    crystal = from_structure(structure)  # disorder and isotopes have their own reasons, before the formula is compared
-    if mismatch and "Cannot determine chemical composition" in mismatch:
-        raise InvalidCrystal("malformed", "elements cannot be told from the labels of the atoms; add _atom_site_type_symbol")
-    if mismatch:
-        raise InvalidCrystal(
-            "formula_mismatch", f"the listed atoms disagree with the formula ({_one_line(mismatch)}); is it complete?"
-        )
+    """Read one data block, whatever it takes."""
+    return _crystal(read_table(text))
+
+
+def _crystal(table: CifTable) -> Crystal:
+    _refuse_other_symmetry(table)
+    lattice = _lattice(table)
+    metric = lattice @ lattice.T
+    formulas, formula = _formulas(table)
+    is_right = all(value == _RIGHT_ANGLE for value in _cell(table)[1])
+    symbols = frozenset(SYMBOLS[z] for amounts in formulas for z in amounts)
+    sites = read_sites(table, symbols, np.sqrt(np.diag(metric)) if is_right else None)
+    operations = _operations(table, metric)
+    crystal = Crystal(lattice, *expand(sites, operations, lattice))
+    _check_formula(crystal, formulas, formula)
+    if _listed_operations(table):
+        _check_named_group(table, crystal, operations)
     return crystal
 
 
-def _tables(text: str) -> list[Mapping[str, Any]]:
-    """What the blocks say, by name, with nothing expanded."""
-    if any(len(line) > MAX_LINE for line in text.split("\n")):
-        raise InvalidCrystal("malformed", f"a line has more than the {MAX_LINE} characters that CIF allows; break it up")
-    names = re.findall(r"(?m)^[ \t]*(_cell_(?:length|angle)_\w+)", text)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidCrystal("malformed", f"{', '.join(twice)} more than once in one block; keep one")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return [block.data for block in CifFile.from_str(text).data.values() if isinstance(block, CifBlock)]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidCrystal("malformed", f"not a readable CIF ({_one_line(error)})") from None
+_MODULATED: Final = ("_space_group_symop_ssg_", "_cell_wave_vector_", "_space_group_ssg_")
+_MAGNETIC: Final = ("_space_group_symop_magn_", "_space_group_magn_")
 
 
-def _check_table(table: Mapping[str, Any]) -> None:
-    """Refuse what pymatgen would read as something else.
-
-    These are lengths and angles that are none, sites that it leaves out or puts at 0, isotopes, and operations that are no symmetry of the
-    cell.
-    """
-    lengths, angles = _cell(table)
-    if any(length is not None and length <= 0 for length in lengths):
-        raise InvalidCrystal("malformed", f"cell lengths are {lengths}, expected positive ones")
-    if any(angle is not None and not 0 < angle < _STRAIGHT for angle in angles):
-        raise InvalidCrystal("malformed", f"cell angles are {angles}, expected between 0 and 180 degrees")
-    _check_sites(table)
-    symbols = table.get("_atom_site_type_symbol", [])
-    for symbol in symbols if isinstance(symbols, list) else [symbols]:
-        if re.match(r"\d+[A-Z]", symbol):
-            raise InvalidCrystal("isotope", f"{symbol} is an isotope; write the element alone")
-    metric = _metric(table)
-    for operation in _listed_operations(table):
-        if not _is_symmetry(operation, metric):
-            raise InvalidCrystal("malformed", f"{operation[:60]!r} is no symmetry operation of the cell")
-
-
-def _cell(table: Mapping[str, Any]) -> tuple[list[float | None], list[float | None]]:
-    """Lengths and angles, None where one is not a number."""
-    lengths, angles = ([_number(table.get(f"_cell_{what}", "")) for what in names] for names in _CELL)
-    return lengths, angles
-
-
-def _metric(table: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Metric tensor of the cell; raises InvalidCrystal where one of its numbers is missing."""
-    lengths, angles = _cell(table)
-    for names, values in zip(_CELL, (lengths, angles), strict=True):
-        if missing := [f"_cell_{name}" for name, value in zip(names, values, strict=True) if value is None]:
-            raise InvalidCrystal("malformed", f"no number for {', '.join(missing)}; is the file complete?")
-    return np.asarray(Lattice.from_parameters(*lengths, *angles).metric_tensor)
-
-
-_STRAIGHT: Final = 180.0
-
-
-def _check_sites(table: Mapping[str, Any]) -> None:
-    """Refuse sites of no occupancy, which pymatgen drops, and coordinates that are not given, which it takes for 0."""
-    for occupancy in _listed(table.get("_atom_site_occupancy", [])):
-        number = _number(occupancy)
-        if occupancy.strip() == "." or (number is not None and number <= 0):
-            raise InvalidCrystal("disordered", f"a site has the occupancy {occupancy!r}, expected 1; give an ordered crystal")
-    if any(_number(value) for value in _listed(table.get("_atom_site_attached_hydrogens", []))):
-        raise InvalidCrystal("malformed", "a site has attached hydrogens that are not listed; list them as sites")
-    if any(value.strip() == "dum" for value in _listed(table.get("_atom_site_calc_flag", []))):
-        raise InvalidCrystal("malformed", "a site is a dummy (_atom_site_calc_flag dum), which is no atom; leave it out")
-    for kind in ("fract", "Cartn"):
-        for axis in "xyz":
-            if any(value.strip() == "." for value in _listed(table.get(f"_atom_site_{kind}_{axis}", []))):
-                raise InvalidCrystal("malformed", f"a site has no _atom_site_{kind}_{axis} but '.'; write the coordinate")
-
-
-def _listed(entry: Any) -> list[str]:
-    return [str(value) for value in entry] if isinstance(entry, list) else [str(entry)]
+def _refuse_other_symmetry(table: CifTable) -> None:
+    """Refuse what three dimensions and a space group do not describe."""
+    dimension = number(table.one("_cell_modulation_dimension"))
+    if dimension or any(name.startswith(_MODULATED) for name in table.columns):
+        raise InvalidCrystal("malformed", "a modulated structure has no unit cell; give an approximant")
+    if any(name.startswith(_MAGNETIC) for name in table.columns):
+        raise InvalidCrystal(
+            "malformed", "the symmetry is given as that of a magnetic group; list the operations of the space group"
+        )
 
 
 _CELL: Final = (("length_a", "length_b", "length_c"), ("angle_alpha", "angle_beta", "angle_gamma"))
+_STRAIGHT: Final = 180.0
+_RIGHT_ANGLE: Final = 90.0
 
 
-def _number(text: Any) -> float | None:
-    """Read a number with or without its uncertainty in brackets."""
-    found = re.match(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\(\d+\))?\s*$", text) if isinstance(text, str) else None
-    return float(found[1]) if found else None
+def _cell(table: CifTable) -> tuple[list[float], list[float]]:
+    """Lengths and angles; raises InvalidCrystal where one of the numbers is missing."""
+    found = []
+    for names in _CELL:
+        values = [number(table.one(f"_cell_{name}")) for name in names]
+        if missing := [f"_cell_{name}" for name, value in zip(names, values, strict=True) if value is None]:
+            raise InvalidCrystal("malformed", f"no number for {', '.join(missing)}; is the file complete?")
+        found.append([value for value in values if value is not None])
+    return found[0], found[1]
 
 
-def _listed_operations(table: Mapping[str, Any]) -> list[str]:
-    listed = [table[key] for key in table if key.rstrip("_") in _OPERATIONS]
-    return [operation for entry in listed for operation in (entry if isinstance(entry, list) else [entry])]
+def _lattice(table: CifTable) -> NDArray[np.float64]:
+    lengths, angles = _cell(table)
+    if any(length <= 0 for length in lengths):
+        raise InvalidCrystal("malformed", f"cell lengths are {lengths}, expected positive ones")
+    if any(not 0 < angle < _STRAIGHT for angle in angles):
+        raise InvalidCrystal("malformed", f"cell angles are {angles}, expected between 0 and 180 degrees")
+    cosines = np.cos(np.radians(angles))
+    if 1 - cosines @ cosines + 2 * cosines.prod() <= 0:
+        raise InvalidCrystal("malformed", f"cell angles are {angles}, no three vectors have such")
+    return np.asarray(Lattice.from_parameters(*lengths, *angles).matrix)
 
 
-def _is_symmetry(operation: str, metric: NDArray[np.float64]) -> bool:
-    """Say whether `x, -y, z+1/2` and the like is an isometry of a cell with this metric tensor."""
-    if not re.fullmatch(r"[-+/.,\d\sxyz]+", operation, re.IGNORECASE) or operation.count(",") != 2:
-        return False
-    try:
-        rotation = SymmOp.from_xyz_str(operation).rotation_matrix
-    except (ValueError, ArithmeticError, IndexError):
-        return False
-    return is_isometry(rotation, metric)
+def _listed_operations(table: CifTable) -> tuple[str, ...]:
+    return tuple(text for name in _OPERATIONS for text in table.columns.get(name, ()) if text not in UNSAID)
 
 
-def _product(table: Mapping[str, Any]) -> int:
+def _operations(table: CifTable, metric: NDArray[np.float64]) -> Operations:
+    """The operations that are listed, else those of the group that is named."""
+    texts = _listed_operations(table)
+    if not texts:
+        return named_operations(table, metric)
+    operations = read_operations(texts)
+    for text, fits in zip(triplets(operations), operations.fit(metric), strict=True):
+        if not fits:
+            raise InvalidCrystal("malformed", f"{text!r} is no symmetry operation of the cell")
+    return operations
+
+
+def _product(table: CifTable) -> int:
     """Sites times operations."""
-    sites = table.get("_atom_site_fract_x", table.get("_atom_site_Cartn_x", []))
-    n_sites = len(sites) if isinstance(sites, list) else 1
-    by_name = _MOST_OPERATIONS if any("group" in key.lower() for key in table) else 1
-    n_operations = len(_listed_operations(table)) or by_name
-    return n_sites * n_operations
+    by_name = _MOST_OPERATIONS if any("group" in name or "int_tables" in name for name in table.columns) else 1
+    return count_sites(table) * (len(_listed_operations(table)) or by_name)
+
+
+_TERM: Final = re.compile(r"([A-Z][a-z]?)\s*((?:\d+\.?\d*|\.\d+)?)[\s,]*")
+_CHARGE: Final = re.compile(r"[\s,]*\d*[+-]\s*$")
+_SAME_RATIO: Final = 3e-3
+
+
+def _formulas(table: CifTable) -> tuple[list[dict[int, float]], str]:
+    """Amounts by atomic number of the formula that a block states, in each way to read it, and its text; nothing where it states none.
+
+    Raises InvalidCrystal with reason `formula_mismatch` where the sum formula is not understood.
+    """
+    if text := table.one("_chemical_formula_sum"):
+        plain = _CHARGE.sub("", text.strip("'\" ()"))
+        spellings = [plain]
+        if re.fullmatch(r"(?:[A-Z]{1,2}[\d.]*\s*)+", plain):
+            spellings.append(" ".join(word.capitalize() for word in plain.split()))
+        found = [amounts for amounts in map(_sum_formula, spellings) if amounts]
+        if not found:
+            raise InvalidCrystal(
+                "formula_mismatch", f"the sum formula {text[:60]!r} is not understood; correct it or leave it out"
+            )
+        return found, text
+    if text := table.one("_chemical_formula_structural"):
+        try:
+            return [parse_amounts(text)], text
+        except InvalidInput:  # it may hold names, dots and charges in any way
+            return [], ""
+    return [], ""
+
+
+def _sum_formula(text: str) -> dict[int, float]:
+    """Amounts of a formula without brackets, as `Cl Na2 O0.5`; empty where it is not understood."""
+    amounts: dict[int, float] = {}
+    place = 0
+    while place < len(text):
+        term = _TERM.match(text, place)
+        symbol = "H" if term and term[1] == "D" else term[1] if term else ""
+        if term is None or symbol not in SYMBOLS[1:]:
+            return {}
+        z = SYMBOLS.index(symbol)
+        amounts[z] = amounts.get(z, 0.0) + float(term[2] or 1)
+        place = term.end()
+    return {z: amount for z, amount in amounts.items() if amount > 0}
+
+
+def _check_formula(crystal: Crystal, formulas: list[dict[int, float]], text: str) -> None:
+    if formulas and not any(_is_composition(crystal, amounts) for amounts in formulas):
+        message = f"{crystal.reduced_formula} and {text[:60]!r}"
+        raise InvalidCrystal("formula_mismatch", f"the listed atoms disagree with the formula ({message}); is it complete?")
+
+
+def _is_composition(crystal: Crystal, amounts: dict[int, float]) -> bool:
+    if set(crystal.composition) != set(amounts):
+        return False
+    ratios = [n / amounts[z] for z, n in crystal.composition.items()]
+    return max(ratios) <= min(ratios) * (1 + _SAME_RATIO)
+
+
+def _check_named_group(table: CifTable, crystal: Crystal, operations: Operations) -> None:
+    """Refuse operations that are not those of the group that is named, unless the crystal has its symmetry: all atoms are listed then."""
+    try:
+        allowed, shown = settings_named(table)
+    except InvalidCrystal:  # names that nobody understands are of no matter beside operations
+        return
+    if not allowed or group_number(operations) in {0, *allowed.values()}:
+        return
+    if not any(_has_symmetry(crystal, read_operations(setting)) for setting in allowed):
+        listed = f"{len(operations)} symmetry operations are listed, which are not those of the space group {shown}"
+        raise InvalidCrystal("malformed", f"{listed}; correct the one or the other")
+
+
+def _has_symmetry(crystal: Crystal, operations: Operations) -> bool:
+    """Whether each operation puts every atom where one of its kind is."""
+    if not operations.fit(crystal.lattice @ crystal.lattice.T).all():
+        return False
+    shortest = float(np.linalg.svd(crystal.lattice, compute_uv=False).min())
+    for z in crystal.composition:
+        coords = crystal.frac_coords[crystal.atomic_numbers == z]
+        images = np.einsum("oij,nj->oni", operations.rotations, coords) + operations.translations[:, None]
+        wrapped = [np.where((places := some % 1.0) >= 1.0, 0.0, places) for some in (coords, images.reshape(-1, 3))]
+        apart, _ = cKDTree(wrapped[0], boxsize=1.0).query(wrapped[1], distance_upper_bound=MOST_APART / shortest)
+        if not np.isfinite(apart).all():
+            return False
+    return True
 
 
 def _read_elsewhere(text: str, limits: CifLimits) -> Crystal:
@@ -227,10 +251,6 @@ def _read_elsewhere(text: str, limits: CifLimits) -> Crystal:
     if "reason" in record:
         raise InvalidCrystal(record["reason"], record["message"])
     return Crystal.from_dict(record)
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())[:200] or type(text).__name__
 
 
 def _serve() -> None:

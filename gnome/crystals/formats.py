@@ -207,9 +207,8 @@ def _refuse(error: Exception, n_read: int = 0) -> Callable[[], tuple[Crystal, di
 
 
 def _reader(path: Path, limits: ReadLimits) -> tuple[Callable[[Path, ReadLimits], Iterator[_Draft]], int]:
-    suffix, name = path.suffix.lower(), path.name.upper()
-    if suffix in {".vasp", ".poscar"} or name.startswith(("POSCAR", "CONTCAR")):
-        return _read_poscar, limits.max_text_bytes
+    """Choose the reader: by a known ending, then by a name that VASP and its tools give (POSCAR.cif is a CIF)."""
+    suffix = path.suffix.lower()
     readers: dict[str, tuple[Callable[[Path, ReadLimits], Iterator[_Draft]], int]] = {
         ".cif": (_read_cif, limits.max_text_bytes * 10),
         ".extxyz": (_read_extxyz, limits.max_file_bytes),
@@ -218,11 +217,21 @@ def _reader(path: Path, limits: ReadLimits) -> tuple[Callable[[Path, ReadLimits]
         ".jsonl": (_read_json_lines, limits.max_file_bytes),
         ".csv": (_read_csv, limits.max_file_bytes),
         ".parquet": (_read_parquet, limits.max_file_bytes),
+        ".vasp": (_read_poscar, limits.max_text_bytes),
+        ".poscar": (_read_poscar, limits.max_text_bytes),
+        ".contcar": (_read_poscar, limits.max_text_bytes),
     }
-    if suffix not in readers:
-        known = ", ".join(sorted(readers))
-        raise InvalidCrystal("unknown_format", f"not a known kind of file; there are {known}, POSCAR and CONTCAR")
-    return readers[suffix]
+    if suffix in readers:
+        return readers[suffix]
+    if _POSCAR_NAME.search(path.name):
+        return _read_poscar, limits.max_text_bytes
+    raise InvalidCrystal(
+        "unknown_format", f"not a known kind of file; there are {', '.join(sorted(readers))}, POSCAR and CONTCAR"
+    )
+
+
+_POSCAR_NAME: Final = re.compile(r"^(POSCAR|CONTCAR)|(POSCAR|CONTCAR)$|(^|[^a-z])[a-z]?(POSCAR|CONTCAR)([^a-z]|$)", re.IGNORECASE)
+"""POSCAR, CONTCAR_relaxed, SPOSCAR, MPOSCAR-001, NaCl_POSCAR, run3-POSCAR.bak."""
 
 
 def _text(path: Path) -> str:

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import ase.io
 from ase.calculators.singlepoint import SinglePointCalculator
-from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp import Poscar
 
 from gnome.atomic_write import atomic_write, require_writable
+from gnome.crystals.cif_text import cif_text
 from gnome.crystals.convert import to_atoms, to_structure
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal
@@ -24,10 +24,9 @@ from gnome.quantities import Quantity
 
 
 def to_cif(item: ReadCrystal) -> str:
-    """CIF text in P1; its data block is named by formula and label."""
-    text = str(CifWriter(to_structure(item.crystal)))
-    name = re.sub(r"\W+", "_", item.label)[-60:] or "crystal"
-    return re.sub(r"(?m)^data_\S*", f"data_{item.crystal.reduced_formula}_{name}", text, count=1)
+    """CIF text with the crystal's symmetry; its data block is named by formula and label."""
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", item.label)[-60:] or "crystal"
+    return cif_text(item.crystal, f"{item.crystal.reduced_formula}_{name}")
 
 
 def to_poscar(item: ReadCrystal) -> str:

@@ -50,7 +50,8 @@ Cl1 Cl 0.5 0 0
         ("_symmetry_space_group_name_H-M 'P 1'\n_space_group_IT_number 225", 0),
         ("_symmetry_space_group_name_H-M 'Q -9 z'\n_space_group_IT_number 225", 0),
         ("_symmetry_space_group_name_H-M 'F d -3 m'", 0),
-        ("_symmetry_space_group_name_H-M 'F d -3 m :2'\n_space_group_IT_number 227", 0),
+        ("_symmetry_space_group_name_H-M 'F d -3 m :2'\n_space_group_IT_number 227", 32),
+        ("_symmetry_space_group_name_H-M 'F d -3 m :2'\n_space_group_IT_number 225", 0),
         ("_space_group_IT_number 227", 0),
         ("_space_group_IT_number 62", 0),
         ("_symmetry_space_group_name_H-M 'P 63/m m c'", 0),
@@ -220,7 +221,7 @@ HEAD = "salt\n1.0\n4 0 0\n0 4 0\n0 0 4\nNa Cl\n1 1\nDirect\n"
         ("POSCAR", HEAD + "0 0 0\n0.5 0.5\n", "0.5 0.5"),
         ("POSCAR", HEAD + "0 0 0\n", "2 atoms are announced, fewer are there"),
         ("POSCAR", "x", "at least 8 lines"),
-        ("POSCAR", HEAD.replace("1.0", "1 1 1") + "0 0 0\n0.5 0.5 0.5\n", "one scaling factor"),
+        ("POSCAR", HEAD.replace("1.0", "1 1") + "0 0 0\n0.5 0.5 0.5\n", "one scaling factor or three"),
         (
             "a.json",
             json.dumps({"lattice": {"matrix": LATTICE}, "sites": [SITE | {"species": [{"element": "Na+"}]}]}),
