@@ -1,18 +1,13 @@
 """Reading CIF, the format in which a few kilobytes can ask for hours.
 
 A CIF lists sites and symmetry operations, and the reader multiplies them: 60 sites and 400 operations make 24,000 atoms out of 9 kB.  So
-sites and operations are counted before anything is expanded; small products are read here, middling ones in a process that is killed when
-its time is up, large ones not at all.
+sites and operations are counted before anything is expanded, and large products are refused.
 
 What is read goes one way: `cif_syntax` (blocks, quotes, loops), `cif_sites` (what atoms are listed), `cif_operations` or, where none are
 listed, `cif_group` (the symmetry), `cif_orbits` (all atoms of the cell), and the checks of this file on what came out.
 """
 
-import json
 import re
-import resource
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,27 +30,24 @@ __all__ = ["CifLimits", "parse_block", "read_block", "split_blocks"]
 
 _OPERATIONS: Final = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
 _MOST_OPERATIONS: Final = 192  # of any space group, when only its name is given
-_MEMORY_BYTES: Final = 6 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class CifLimits:
     """How much a CIF block may ask for.
 
-    Products of sites and operations up to `max_product_here` are read in this process, up to `max_product` in one of its own for at most
-    `seconds`.  `max_operations`: eight times what a space group has in its usual cell, for those of larger ones.
+    `max_product` of sites and operations, which takes a third of a second; `max_operations`: eight times what a space group has in
+    its usual cell, for those of larger ones.
     """
 
-    max_product_here: int = 20_000
     max_product: int = 60_000
     max_operations: int = 1_536
-    seconds: float = 20.0
 
 
 def read_block(text: str, limits: CifLimits) -> Crystal:
     """Read one data block.
 
-    Raises InvalidCrystal with reason `malformed`, `too_large`, `too_slow`, `formula_mismatch`, `disordered`, `overlap`, `isotope` or
+    Raises InvalidCrystal with reason `malformed`, `too_large`, `formula_mismatch`, `disordered`, `overlap`, `isotope` or
     `unsupported_element`.
     """
     table = read_table(text)
@@ -65,7 +57,7 @@ def read_block(text: str, limits: CifLimits) -> Crystal:
         raise InvalidCrystal("too_large", message)
     if (n_operations := len(_listed_operations(table))) > limits.max_operations:
         raise InvalidCrystal("too_large", f"{n_operations} symmetry operations, the limit is {limits.max_operations}")
-    return _crystal(table) if product <= limits.max_product_here else _read_elsewhere(text, limits)
+    return _crystal(table)
 
 
 def parse_block(text: str) -> Crystal:
@@ -237,31 +229,3 @@ def _has_symmetry(crystal: Crystal, operations: Operations) -> bool:
         if not np.isfinite(apart).all():
             return False
     return True
-
-
-def _read_elsewhere(text: str, limits: CifLimits) -> Crystal:
-    command = [sys.executable, "-P", "-m", "gnome.crystals.cif"]
-    try:
-        answer = subprocess.run(command, input=text.encode(), capture_output=True, timeout=limits.seconds, check=True).stdout
-        record = json.loads(answer)
-    except subprocess.TimeoutExpired:
-        raise InvalidCrystal("too_slow", f"not expanded within {limits.seconds:g} seconds") from None
-    except (subprocess.CalledProcessError, json.JSONDecodeError):
-        raise InvalidCrystal("malformed", "the process that expands its symmetry failed; is it an ordinary CIF?") from None
-    if "reason" in record:
-        raise InvalidCrystal(record["reason"], record["message"])
-    return Crystal.from_dict(record)
-
-
-def _serve() -> None:
-    """Read a block from standard input and answer in JSON; what `_read_elsewhere` starts."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    try:
-        record = parse_block(sys.stdin.buffer.read().decode()).to_dict()
-    except InvalidCrystal as error:
-        record = {"reason": error.reason, "message": str(error)}
-    sys.stdout.write(json.dumps(record))
-
-
-if __name__ == "__main__":
-    _serve()
