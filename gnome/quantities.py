@@ -12,6 +12,9 @@ STABLE_TOLERANCE = 1e-3
 NEAR_HULL_TOLERANCE = 0.05
 """eV/atom: a crystal within this distance of the hull of its method is called near-hull (also GNoME's filter threshold)."""
 
+COMPETING_WITHIN = 0.1
+"""eV/atom: a compound within this distance of the hull counts as competing."""
+
 PLAUSIBLE_E_FORM = (-6.0, 5.0)
 """eV/atom: formation energies outside are refused everywhere; no real or hypothetical solid has one."""
 
@@ -48,6 +51,8 @@ class Quantity(StrEnum):
         "formation energy minus that of the competing phases; negative when it lowers the hull",
     )
     DECOMPOSES_TO = "decomposes_to", "", "the competing phases and their atomic fractions"
+    N_COMPETING = "n_competing", "", "compounds of the system and its subsystems within 0.1 eV/atom of the hull, itself left out"
+    SUPPORTED = "supported", "", "whether any compound of the system or its subsystems competes, not the elements alone"
     SPREAD = "spread", "eV/atom", "inter-quartile range over the members of the ensemble"
     E_FORM_UNCERTAINTY = (
         "e_form_uncertainty",
@@ -67,4 +72,5 @@ class Quantity(StrEnum):
         "",
         "evaluations that converged, are novel and lie within 1 meV/atom of the hull before the round, over all evaluations",
     )
+    NOTE = "note", "", "what to know before trusting the row; empty when there is nothing"
     REFUSED = "refused", "", "why an input was not answered; empty when it was"

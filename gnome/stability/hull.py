@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formula import reduced_formula
 from gnome.errors import InvalidInput
-from gnome.quantities import PLAUSIBLE_E_FORM, STABLE_TOLERANCE
+from gnome.quantities import COMPETING_WITHIN, PLAUSIBLE_E_FORM, STABLE_TOLERANCE
 from gnome.stability.entries import HullEntry, Product
 from gnome.stability.lower_hull import LowerHull
 
@@ -71,6 +71,7 @@ class ConvexHull:
         self._lowest: dict[frozenset[int], dict[CompositionKey, HullEntry]] = {}
         self._systems: dict[frozenset[int], _System] = {}
         self._without: dict[CompositionKey, LowerHull] = {}
+        self._distances: dict[frozenset[int], dict[CompositionKey, float]] = {}
         self.add(entries)
 
     @property
@@ -183,6 +184,34 @@ class ConvexHull:
         distances = self.e_above_hulls([entry.composition for entry in entries], [entry.e_form_per_atom for entry in entries])
         return tuple(entry for entry, distance in zip(entries, distances, strict=True) if distance <= tolerance)
 
+    def n_competing(self, composition: Mapping[int, int], within: float = COMPETING_WITHIN) -> int:
+        """Count the compounds of a composition's system and its subsystems at most `within` eV/atom above the hull.
+
+        A reduced composition counts once, by its lowest entry; the composition itself and the elements do not count.  With `within`
+        infinite, all known compounds count: none means that a verdict would rest on the elements alone.  Raises InvalidInput for a
+        `within` that is negative or not a number.
+        """
+        if not within >= 0:
+            raise InvalidInput(f"compounds within {within} eV/atom of the hull: expected a number of at least 0")
+        own = composition_key(composition)
+        elements = sorted(z for z, _ in own)
+        return sum(
+            key != own and distance <= within
+            for size in range(2, len(elements) + 1)
+            for part in itertools.combinations(elements, size)
+            for key, distance in self._distances_of(frozenset(part)).items()
+        )
+
+    def _distances_of(self, elements: frozenset[int]) -> dict[CompositionKey, float]:
+        """Distances above the hull, eV/atom, of the lowest entries that hold all of these elements and no other."""
+        if elements not in self._lowest:
+            return {}
+        if elements not in self._distances:
+            lowest = self._lowest[elements]
+            distances = self.e_above_hulls([dict(key) for key in lowest], [entry.e_form_per_atom for entry in lowest.values()])
+            self._distances[elements] = dict(zip(lowest, distances.tolist(), strict=True))
+        return self._distances[elements]
+
     def _check(self, entry: HullEntry) -> CompositionKey:
         if entry.method is not None and entry.method != self.method:
             raise InvalidInput(f"hull entry {entry.id!r} belongs to {entry.method!r}, this is the hull of {self.method!r}")
@@ -200,6 +229,9 @@ class ConvexHull:
         }
         self._without = {
             key: hull for key, hull in self._without.items() if not any(low <= {z for z, _ in key} for low in lowered)
+        }
+        self._distances = {
+            elements: known for elements, known in self._distances.items() if not any(low <= elements for low in lowered)
         }
 
     def _system(self, elements: frozenset[int]) -> _System:

@@ -115,6 +115,52 @@ def test_hull_energies_agree_with_pymatgen_and_the_dual_program(entries: list[Hu
     assert {entry.id for entry in hull.stable(1e-9)} >= {entry.name for entry in reference.stable_entries}
 
 
+def brute_competing(entries: list[HullEntry], composition: Any, within: float) -> int:
+    """Count reduced compositions one entry at a time, each against the dual program."""
+    own = to_pymatgen(composition).reduced_formula
+    found = set()
+    for entry in entries:
+        formula = to_pymatgen(entry.composition).reduced_formula
+        if formula == own or len(entry.composition) < 2 or not set(entry.composition) <= set(composition):
+            continue
+        if max(entry.e_form_per_atom - dual_energy(entries, entry.composition), 0.0) <= within:
+            found.add(formula)
+    return len(found)
+
+
+def test_competing_compounds_agree_with_a_count_one_by_one(entries: list[HullEntry]) -> None:
+    hull = ConvexHull("mp", entries)
+    elements = sorted(hull.elements)
+    compositions = [dict.fromkeys(elements[:3], 2), entries[-1].composition, {elements[-1]: 1, elements[0]: 2}]
+    for composition in compositions:
+        assert hull.n_competing(composition) == brute_competing(entries, composition, 0.1)
+        assert hull.n_competing(composition, within=0.0) == brute_competing(entries, composition, 1e-9)
+
+
+def test_competing_compounds_count_once_without_elements_and_the_composition_itself() -> None:
+    hull = ConvexHull(
+        "m",
+        [
+            HullEntry(id="Li2O", composition={LI: 2, OXYGEN: 1}, e_form_per_atom=-2.0),
+            HullEntry(id="Li4O2", composition={LI: 4, OXYGEN: 2}, e_form_per_atom=-1.9),
+            HullEntry(id="Li2O2", composition={LI: 2, OXYGEN: 2}, e_form_per_atom=-1.45),  # 0.05 above the line Li2O to O
+            HullEntry(id="LiO8", composition={LI: 1, OXYGEN: 8}, e_form_per_atom=0.3),
+            HullEntry(id="O2", composition={OXYGEN: 2}, e_form_per_atom=0.02),
+            HullEntry(id="NaCl", composition={NA: 1, CL: 1}, e_form_per_atom=-2.0),
+        ],
+    )
+    assert hull.n_competing({LI: 1, OXYGEN: 3}) == 2
+    assert hull.n_competing({LI: 1, OXYGEN: 3}, within=0.04) == 1
+    assert hull.n_competing({LI: 1, OXYGEN: 3}, within=math.inf) == 3
+    assert hull.n_competing({LI: 6, OXYGEN: 3}) == 1, "Li2O itself does not count"
+    assert hull.n_competing({LI: 1, FE: 1, OXYGEN: 2}) == 2
+    assert hull.n_competing({LI: 1, NA: 1}) == hull.n_competing({OXYGEN: 2}) == 0
+    hull.add([HullEntry(id="LiO3", composition={LI: 1, OXYGEN: 3}, e_form_per_atom=-3.0)])  # lifts Li2O2 off the hull
+    assert hull.n_competing({LI: 1, OXYGEN: 3}) == 1, "what was counted before is forgotten"
+    with pytest.raises(InvalidInput, match="nan eV/atom"):
+        hull.n_competing({LI: 1, OXYGEN: 3}, within=math.nan)
+
+
 def test_decomposition_energies_agree_with_pymatgen(entries: list[HullEntry]) -> None:
     hull = ConvexHull("mp", entries)
     lowest: dict[Any, HullEntry] = {}
