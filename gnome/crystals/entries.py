@@ -124,8 +124,12 @@ def _structure_record(record: Any, max_atoms: int) -> Crystal:
         raise InvalidCrystal("malformed", f"not a structure of pymatgen ({type(error).__name__}: {error})") from None
 
 
-_CELL = 0.02
-"""Angstrom and degrees by which the two descriptions of a cell or a site may differ; they are rounded."""
+_CELL = 0.015
+"""Share by which lengths of a cell may differ from those of its vectors, which count; a volume may by three times that."""
+_ANGLE = 1.0
+"""Degrees by which angles may."""
+_PLACE = 0.05
+"""Angstrom by which the two places of a site may."""
 
 
 def _check_cell(lattice: dict[str, Any], matrix: NDArray[np.float64]) -> None:
@@ -144,7 +148,7 @@ def _check_cell(lattice: dict[str, Any], matrix: NDArray[np.float64]) -> None:
         stated = lattice.get(name)
         if stated is None:
             continue
-        allowed = _CELL if name != "volume" else 0.01 * value
+        allowed = _CELL * value if name in "abc" else 3 * _CELL * value if name == "volume" else _ANGLE
         if not abs(float(stated) - value) <= allowed:
             raise InvalidCrystal(
                 "malformed", f"the lattice says {name} is {float(stated):g}, its matrix {value:g}; keep one of the two"
@@ -161,7 +165,7 @@ def _check_places(sites: list[dict[str, Any]], coords: NDArray[np.float64], matr
         return
     away -= np.round(away @ np.linalg.inv(matrix)) @ matrix
     distances = np.linalg.norm(away, axis=1)
-    if (distances > _CELL).any():
+    if (distances > _PLACE).any():
         i = int(distances.argmax())
         raise InvalidCrystal(
             "malformed",
