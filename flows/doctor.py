@@ -58,6 +58,7 @@ def _device(settings: Settings) -> Iterator[Finding]:
 
 def _database(settings: Settings) -> Iterator[Finding]:
     from gnome.database.engine import database_exists  # noqa: PLC0415 - after the packages were looked at
+    from gnome.database.leases import unfinished_line  # noqa: PLC0415
     from gnome.database.store import Store  # noqa: PLC0415
 
     try:
@@ -66,7 +67,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
             yield Finding("database", True, f"{store.location}: {counts['crystals']} crystals, {counts['rounds']} rounds")
             unfinished = store.open_round()
             if unfinished is not None:
-                yield Finding("round", True, f"round {unfinished.number} is unfinished; gnome discover goes on with it")
+                yield Finding("round", True, unfinished_line(store, unfinished.number))
     except GnomeError as error:
         fresh = not isinstance(error, InvalidInput) and not database_exists(settings.database)
         advice = "gnome discover makes it" if fresh else "set GNOME_DATABASE_URL, or mend what is said"

@@ -12,7 +12,7 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
 from gnome.crystals.identity import keys_to_search, same_crystal
-from gnome.database.leases import hold_round
+from gnome.database.leases import hold_round, round_holder
 from gnome.database.records import CrystalRecord
 from gnome.errors import EvaluatorUnavailable, InvalidInput, RoundBusy
 from gnome.quantities import Quantity
@@ -67,6 +67,11 @@ def import_crystals(workspace: Workspace, source: Path, *, method_name: str = ""
 
 def _refuse_open_round(workspace: Workspace) -> None:
     unfinished = workspace.store.open_round()
+    if unfinished is not None and (holder := round_holder(workspace.store)):
+        raise RoundBusy(
+            f"round {unfinished.number} is being run by process {holder}, and an import would change what it works on; wait for it, "
+            "or use another database"
+        )
     if unfinished is not None:
         raise RoundBusy(
             f"round {unfinished.number} is unfinished, and an import would change what it works on; finish it with `gnome discover`, "
