@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from dft_stub.evaluator import Evaluation, Evaluator, Failure
 from flows.records import evaluation_record
+from flows.rounds import chosen
 from flows.workspace import Workspace
 from gnome.crystals.crystal import Crystal
 from gnome.errors import EvaluatorUnavailable
@@ -42,7 +43,11 @@ def evaluate_crystals(workspace: Workspace, number: int, crystals: Mapping[str, 
     waiting = {identifier: crystal for identifier, crystal in crystals.items() if identifier not in answered}
     failures: dict[str, int] = {}
     again: dict[str, Crystal] = {}
-    with workspace.listener.stage("evaluating", len(crystals), "crystals") as count:
+    every = chosen(workspace, number)
+    before = min((every.index(identifier) for identifier in crystals if identifier in every), default=0)
+    with workspace.listener.stage(
+        "evaluating", len(crystals), "crystals", before=before, whole=max(len(every), before + len(crystals))
+    ) as count:
         count(len(crystals) - len(waiting))
         for evaluation in chain(answers(workspace.evaluator, waiting), _later(workspace.evaluator, again)):
             if evaluation.failure in OF_THE_MACHINE and evaluation.id not in again:

@@ -61,21 +61,21 @@ def full_filter(settings: RoundSettings) -> ScreeningSettings:
 
 def look(workspace: Workspace, number: int, shard: int) -> Result:
     """Take a cheap first look at a thousand candidates."""
-    ids = workspace.store.candidate_ids_of_round(number)[shard * LOOK_SHARD : (shard + 1) * LOOK_SHARD]
-    return _take_look(workspace, number, ids, FIRST_LOOK, "first look")
+    ids = workspace.store.candidate_ids_of_round(number)
+    return _take_look(workspace, number, ids, slice(shard * LOOK_SHARD, (shard + 1) * LOOK_SHARD), FIRST_LOOK, "first look")
 
 
 def look_again(workspace: Workspace, number: int, shard: int) -> Result:
     """Look more closely at two hundred of the best of the first look."""
-    ids = looked_again(workspace, number)[shard * LOOK_AGAIN_SHARD : (shard + 1) * LOOK_AGAIN_SHARD]
-    return _take_look(workspace, number, ids, SECOND_LOOK, "second look")
+    ids, piece = looked_again(workspace, number), slice(shard * LOOK_AGAIN_SHARD, (shard + 1) * LOOK_AGAIN_SHARD)
+    return _take_look(workspace, number, ids, piece, SECOND_LOOK, "second look")
 
 
-def _take_look(workspace: Workspace, number: int, ids: Sequence[str], look: Look, name: str) -> Result:
+def _take_look(workspace: Workspace, number: int, ids: Sequence[str], piece: slice, look: Look, name: str) -> Result:
     model = looking(round_model(workspace, number), look)
-    candidates = load_candidates(workspace, ids)
+    candidates = load_candidates(workspace, ids[piece])
     formulas = {candidate.id: candidate.crystal.reduced_formula for candidate in candidates}
-    predictions, refusals = _screen(workspace, number, candidates, model, look.volumes, name)
+    predictions, refusals = _screen(workspace, number, candidates, model, look.volumes, name, piece.start, len(ids))
     ranked = sorted((round(p.decomposition_energy, 6), p.candidate_id, formulas[p.candidate_id]) for p in predictions)
     return {"ranked": ranked, "refused": refusals}
 
@@ -104,10 +104,11 @@ def _go_on(workspace: Workspace, number: int, stage: str, n: int, look: Look) ->
 
 def screen_shard(workspace: Workspace, number: int, shard: int) -> Result:
     """Give a hundred candidates the full filter."""
-    ids = looked_best(workspace, number)[shard * SCREEN_SHARD : (shard + 1) * SCREEN_SHARD]
-    model = round_model(workspace, number)
+    ids, before = looked_best(workspace, number), shard * SCREEN_SHARD
+    candidates = load_candidates(workspace, ids[before : before + SCREEN_SHARD])
+    settings = full_filter(round_settings(workspace, number))
     predictions, refusals = _screen(
-        workspace, number, load_candidates(workspace, ids), model, full_filter(round_settings(workspace, number)), "screening"
+        workspace, number, candidates, round_model(workspace, number), settings, "screening", before, len(ids)
     )
     workspace.store.add_predictions([prediction_record(prediction) for prediction in predictions])
     return {"n": len(predictions), "refused": refusals, "method": predictions[0].method if predictions else ""}
@@ -120,12 +121,14 @@ def _screen(
     model: EnergyModel,
     settings: ScreeningSettings,
     name: str,
+    before: int,
+    whole: int,
 ) -> tuple[list[Prediction], dict[str, int]]:
     hull = workspace.hull(round_method(workspace, number), before_round=number)
     offset = offset_of(workspace, number)
     predictions: list[Prediction] = []
     refusals: dict[str, int] = {}
-    with workspace.listener.stage(name, len(candidates), "candidates") as count:
+    with workspace.listener.stage(name, len(candidates), "candidates", before=before, whole=whole) as count:
         size = PIECE[device_of(workspace.settings).type]
         for piece in np.array_split(np.arange(len(candidates)), n_pieces(len(candidates), size)):
             screening = screen([candidates[i] for i in piece], model, hull, settings, offset)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gnome.crystals.crystal import Crystal
-from gnome.database.schema import MAX_RAW_ENERGY
+from gnome.database.schema import MAX_RAW_ENERGY, ORIGINS
 from gnome.errors import InvalidInput
 from gnome.quantities import PLAUSIBLE_E_FORM
 from gnome.stability.entries import Product
@@ -54,8 +54,8 @@ class CrystalRecord:
         check_range(what, "correction_per_atom", self.correction_per_atom, _WIDE)
         check_range(what, "e_above_hull", self.e_above_hull, (0.0, _DISTANCE))
         check_range(what, "decomposition_energy", self.decomposition_energy, (-_DISTANCE, _DISTANCE))
-        if self.origin not in {"seed", "discovered", "imported"}:
-            raise InvalidInput(f"{what}: origin {self.origin!r}, expected seed, discovered or imported")
+        if self.origin not in ORIGINS:
+            raise InvalidInput(f"{what}: origin {self.origin!r}, expected one of {', '.join(ORIGINS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
