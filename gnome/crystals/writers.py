@@ -51,14 +51,19 @@ def to_extxyz(items: Iterable[ReadCrystal]) -> str:
         energy = fields.pop(Quantity.ENERGY_PER_ATOM, None)
         if isinstance(energy, int | float):
             atoms.calc = SinglePointCalculator(atoms, energy=energy * item.crystal.n_atoms)
-        atoms.info = {name: _as_text(value) if isinstance(value, str) else value for name, value in {"label": item.label, **fields}.items()}
+        atoms.info = {
+            name: _as_text(value) if isinstance(value, str) else value for name, value in {"label": item.label, **fields}.items()
+        }
         ase.io.write(text, atoms, format="extxyz")
     return text.getvalue()
 
 
 def _as_text(text: str) -> str:
     """Mark a text that ASE would read as a number, as it would the formulas NaN and InF and an id of digits; what is plain stays so."""
-    return text if key_val_str_to_dict(f'x="{text}"').get("x") == text else f"_JSON {json.dumps(text)}"
+    if '"' in text or "\\" in text:
+        return text  # no number, and ASE's marks hold no such characters
+    read = key_val_str_to_dict(f'x="{text}"').get("x")
+    return text if isinstance(read, str) and read == text else f"_JSON {json.dumps(text)}"
 
 
 def to_json(items: Iterable[ReadCrystal]) -> str:

@@ -41,7 +41,7 @@ def value_hint(text: str, values: Iterable[str]) -> str:
     values = list(values)
     near = get_close_matches(text.lower(), values, n=1, cutoff=0.6)
     meant = f"did you mean {near[0]!r}? " if near else ""
-    return f"{meant}There are {', '.join(values)}"
+    return f"{meant}{'T' if meant else 't'}here are {', '.join(values)}"
 
 
 def reading_hint(text: str, position: int) -> str:
@@ -51,7 +51,7 @@ def reading_hint(text: str, position: int) -> str:
     last = re.search(r"(\S+)\s*$", before)
     if rest.startswith("'"):
         return 'texts stand in double quotes, as in elements HAS "Li"'
-    if rest.startswith("=") and before.endswith(("=", "!", "<", ">")):
+    if rest.startswith(("=", ">")) and before.endswith(("=", "!", "<", ">")):
         return "write = for equal, != for unequal"
     for found in (word.group() if word else "", last.group(1) if last else ""):
         if found in _CAPITALS:
