@@ -18,7 +18,7 @@ from flows.prefect_server import use_server
 from flows.reports import campaign_rows
 from flows.rounds import Result
 from flows.settings import CampaignSettings, RoundSettings, Settings
-from flows.stages import STAGES
+from flows.stages import STAGES, n_shards
 from flows.workspace import Workspace, open_workspace
 from gnome.errors import GnomeError
 
@@ -40,14 +40,14 @@ def campaign_flow(
     progress = cast(
         UUID, create_progress_artifact(progress=0.0, key="campaign-progress", description="Share of the stages that are done")
     )  # a flow that is not async gets the id itself
-    done = 0
+    first = 0
 
     def run(workspace: Workspace, number: int, stage: str, shard: int) -> Result:
-        nonlocal done
+        nonlocal first
+        first = first or number
         result = run_as_task(workspace, number, stage, shard)
-        if stage in STAGES and shard == 0:
-            done += 1
-            update_progress_artifact(progress, progress=min(100.0, 100.0 * done / (limits.rounds * len(STAGES))))
+        share = share_done(stage, shard, n_shards(workspace, number, stage)) if stage in STAGES else 1.0
+        update_progress_artifact(progress, progress=min(100.0, 100.0 * (number - first + share) / limits.rounds))
         return result
 
     with open_workspace(Settings(**settings), evaluator=None if resume else wanted.evaluator, resume=True) as workspace:
@@ -55,9 +55,15 @@ def campaign_flow(
         rounds = resume_campaign(workspace, run=run) if resume else run_campaign(workspace, wanted, limits, run=run)
         for record in rounds:
             leave_artifacts(workspace, record)
+        update_progress_artifact(progress, progress=100.0)
         rows = campaign_rows(workspace.store)
     create_table_artifact(key="campaign", table=rows, description="Hit rate and model error by round")
     return rows
+
+
+def share_done(stage: str, shard: int, n_shards: int) -> float:
+    """Share of a round that is done with a shard of a stage; learning from it is left."""
+    return (STAGES.index(stage) + (shard + 1) / n_shards) / (len(STAGES) + 1)
 
 
 def _short(record: logging.LogRecord) -> bool:

@@ -132,8 +132,10 @@ def _cell(value: Any) -> str:
 
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:
+    from gnome.database.crystal_store import SHOWN_COLUMNS  # noqa: PLC0415
+
     writer = csv.writer(sys.stdout)
-    names = [name for name in rows[0] if name != "versions"] if rows else list(_COLUMNS)
+    names = [name for name in SHOWN_COLUMNS if name != "versions"]
     writer.writerow(names)
     for row in rows:
         writer.writerow([_competing(row) if name == Quantity.DECOMPOSES_TO else row[name] for name in names])

@@ -43,10 +43,17 @@ def test_ctrl_c_ends_a_campaign_under_prefect_and_its_server_with_one_line(emt_w
     assert not server.is_running()
 
 
-def test_the_temporary_server_of_a_process_that_was_killed_ends_too() -> None:
+def test_the_temporary_server_of_a_process_that_was_killed_ends_too(tmp_path: Path) -> None:
+    """In a folder with a package of ours' name, which the server must not take."""
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "__init__.py").write_text("raise SystemExit('not ours')\n")
     program = "from flows.prefect_server import use_server\nwith use_server() as url: print(url, flush=True), input()"
     process = subprocess.Popen(
-        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     with process:
         assert process.stdout is not None

@@ -156,6 +156,8 @@ def test_a_method_that_is_not_there_names_those_that_are(gnome: Gnome, database:
 def test_csv_has_the_method(gnome: Gnome, database: Path) -> None:
     (row, *_) = csv.DictReader(io.StringIO(gnome("query", "--format", "csv").out))
     assert row["method"].startswith("emt-default-")
+    (header,) = csv.reader(io.StringIO(gnome("query", "nelements = 40", "--format", "csv").out))
+    assert header == list(row), "the columns do not depend on what was found"
 
 
 def test_evaluate_writes_several_crystals_to_one_cif(gnome: Gnome, database: Path) -> None:
