@@ -96,7 +96,7 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
 
     class Interrupting(Silent):
         @contextmanager
-        def stage(self, name: str, total: int, unit: str) -> Iterator[Counter]:
+        def stage(self, name: str, total: int, unit: str, **_: Any) -> Iterator[Counter]:
             left = 9
 
             def count(n: int = 1) -> None:
@@ -220,6 +220,15 @@ def test_a_picture_leaves_the_drawings_of_the_caller_alone(tmp_path: Path) -> No
         assert (mpl.get_backend(), plt.get_fignums()) == before
         plt.close("all")
     assert "<!-- validation: 3, MAE 10 meV/atom -->" in log.picture.read_text(), "a label that is not known is left out"
+
+
+def test_the_case_of_a_switched_backend() -> None:
+    root = Path(__file__).resolve().parent.parent.parent.parent
+    case = root.parent / "shared" / "cases" / "loop-faults" / "mpl.py"
+    if not case.exists():
+        pytest.skip(f"{case} is not here")
+    done = subprocess.run([sys.executable, case], cwd=root, capture_output=True, text=True, check=True, timeout=100)
+    assert done.stdout.split() == ["before", "agg", "after", "agg"]
 
 
 def test_the_log_of_weights_is_kept_until_those_are_replaced(tmp_path: Path) -> None:
