@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import ase.io
+import ase.io.extxyz
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.extxyz import key_val_str_to_dict
 from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp import Poscar
 
@@ -62,7 +62,7 @@ def _as_text(text: str) -> str:
     """Mark a text that ASE would read as a number, as it would the formulas NaN and InF and an id of digits; what is plain stays so."""
     if '"' in text or "\\" in text:
         return text  # no number, and ASE's marks hold no such characters
-    read = key_val_str_to_dict(f'x="{text}"').get("x")
+    read = ase.io.extxyz.key_val_str_to_dict(f'x="{text}"').get("x")
     return text if isinstance(read, str) and read == text else f"_JSON {json.dumps(text)}"
 
 
