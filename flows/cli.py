@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from tomllib import TOMLDecodeError
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
 from flows.settings import Settings, refuse_misspelt_variables
+from gnome import __version__
 from gnome.errors import GnomeError, InvalidInput
 
 INTERRUPTED: Final = 130
@@ -33,10 +34,25 @@ app = typer.Typer(
     name="gnome",
     help="Discover stable crystals: propose, filter, relax, keep what is stable, learn, and go on.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"gnome {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def print_json(value: Any) -> None:
@@ -79,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, _interrupt)  # what a batch system sends when the time is up
     try:
         refuse_misspelt_variables(os.environ)
-        app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
+        app(args=list(arguments) if arguments is not None else None, standalone_mode=True, prog_name="gnome")
     except (GnomeError, ValidationError, TOMLDecodeError, UnicodeError, OSError) as error:
         sys.stderr.write("gnome: " + " ".join(_line_of(error).split()) + "\n")
         bad_usage = isinstance(error, InvalidInput | ValidationError | TOMLDecodeError | UnicodeError)

@@ -14,10 +14,17 @@ from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
 
 FORMATS = ("table", "json", "csv", "cif", "extxyz")
+_HOLDING = frozenset({"cif", "extxyz"})
+"""Formats that hold structures."""
+
 _COLUMNS = (
-    Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.SPACE_GROUP_NUMBER, Quantity.PROTOSTRUCTURE, Quantity.E_FORM_PER_ATOM,
+    Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.SPACE_GROUP_NUMBER, Quantity.PROTOSTRUCTURE, Quantity.METHOD, Quantity.E_FORM_PER_ATOM,
     Quantity.E_ABOVE_HULL, Quantity.ORIGIN, Quantity.ROUND,
 )  # fmt: skip
+_LEFT_OUT_FIRST = (
+    Quantity.PROTOSTRUCTURE, Quantity.ROUND, Quantity.SPACE_GROUP_NUMBER, Quantity.ORIGIN, Quantity.E_FORM_PER_ATOM,
+)  # fmt: skip
+"""Columns of the table that a narrow terminal does without, in this order; an id is never cut, so that it can be copied."""
 
 _UNITS = {name.value: name.unit for name in Quantity if name.unit}
 _HIDDEN = frozenset({"created_at", "candidate_id", "fingerprint"})
@@ -37,57 +44,98 @@ def query_command(
     sort: Annotated[str, typer.Option(help="Fields, by commas; a leading '-' sorts downwards.")] = Quantity.E_ABOVE_HULL.value,
     limit: Annotated[int, typer.Option(help="Most rows to answer.", max=10**9)] = 100,
     form: Annotated[str, typer.Option("--format", help="table, json, csv, cif or extxyz.")] = "table",
+    structures: Annotated[
+        bool,
+        typer.Option("--structures", help="With --format json: lattice (angstrom), species and frac_coords of each crystal."),
+    ] = False,
 ) -> None:
     """Find crystals by an OPTIMADE filter.
 
     gnome query 'elements HAS "O" AND _gnome_e_above_hull < 0.05' --format json
     """
+    from gnome.database.filters import PREFIX  # noqa: PLC0415
     from gnome.database.query import count, query  # noqa: PLC0415
     from gnome.database.store import Store  # noqa: PLC0415
 
     if form not in FORMATS:
         raise InvalidInput(f"--format {form!r}, expected one of {', '.join(FORMATS)}")
+    if structures and form != "json":
+        raise InvalidInput(
+            f"--structures goes with --format json; --format {form} "
+            + ("holds them" if form in _HOLDING else "has no place for them")
+        )
     with Store.open(Settings().database, read_only=True) as store:
-        rows = query(store, where, sort=sort, limit=limit, with_crystals=form in {"cif", "extxyz"})
+        rows = query(store, where, sort=sort, limit=limit, with_crystals=structures or form in _HOLDING)
         total = count(store, where)
+        methods = sorted(store.methods())
     if form == "json":
-        print_json(rows)
+        print_json([_with_structure(row) for row in rows] if structures else rows)
     elif form == "csv":
         _print_csv(rows)
     elif form == "table":
         _print_table(rows, total)
     else:
-        from gnome.crystals.formats import ReadCrystal  # noqa: PLC0415
+        from flows.exporting import with_fields  # noqa: PLC0415
         from gnome.crystals.writers import to_cif, to_extxyz  # noqa: PLC0415
 
-        items = [ReadCrystal(label=row[Quantity.ID], crystal=row["crystal"]) for row in rows]
+        items = with_fields(rows)
         sys.stdout.write(to_extxyz(items) if form == "extxyz" else "".join(to_cif(item) for item in items))
+    if not total and f"{PREFIX}{Quantity.METHOD}" in where:
+        sys.stderr.write(f"gnome: no crystal matches; the methods here are {', '.join(methods) or 'none'}\n")
     if len(rows) < total and form != "table":
         sys.stderr.write(f"gnome: {len(rows)} of {total} crystals shown; raise --limit for more\n")
+
+
+def _with_structure(row: dict[str, Any]) -> dict[str, Any]:
+    """Put the structure beside the row's columns, as `Structure(lattice, species, frac_coords)` of pymatgen takes it."""
+    crystal = row.pop("crystal")
+    fields = crystal.to_dict()
+    return {
+        **row,
+        "structure": {"lattice": fields["lattice"], "species": list(crystal.symbols), "frac_coords": fields["frac_coords"]},
+    }
 
 
 def _print_table(rows: list[dict[str, Any]], total: int) -> None:
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for name in _COLUMNS:
-        table.add_column(name.value, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row[name]) for name in _COLUMNS))
+    from gnome.database.query import short_methods  # noqa: PLC0415
+
     console = make_console()
+    methods = short_methods({row[Quantity.METHOD] for row in rows})
+    lines = [{name: _cell(row[name]) for name in _COLUMNS} | {Quantity.METHOD: methods[row[Quantity.METHOD]]} for row in rows]
+    widths = {name: max(len(name), *(len(line[name]) for line in lines)) if lines else len(name) for name in _COLUMNS}
+    shown = list(_COLUMNS)
+    for name in _LEFT_OUT_FIRST:
+        if sum(widths[each] + 2 for each in shown) <= console.width + 2:
+            break
+        shown.remove(name)
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in shown:
+        table.add_column(
+            name.value, overflow="fold", no_wrap=name == Quantity.ID, min_width=widths[name] if name == Quantity.ID else None
+        )
+    for line in lines:
+        table.add_row(*(line[name] for name in shown))
     console.print(table)
-    console.print(f"{len(rows)} of {total} crystals")
+    left_out = [name.value for name in _COLUMNS if name not in shown]
+    console.print(
+        f"{len(rows)} of {total} crystals" + (f"; a wider terminal shows {', '.join(left_out)} too" if left_out else ""),
+        soft_wrap=True,
+    )
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4f}"
+        return f"{round(value, 4) + 0.0:.4f}"  # without the sign of what rounds to nothing
     return "" if value is None else str(value).split(":", 1)[0]
 
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:
+    from gnome.database.crystal_store import SHOWN_COLUMNS  # noqa: PLC0415
+
     writer = csv.writer(sys.stdout)
-    names = [name for name in rows[0] if name != "versions"] if rows else list(_COLUMNS)
+    names = [name for name in SHOWN_COLUMNS if name != "versions"]
     writer.writerow(names)
     for row in rows:
         writer.writerow([_competing(row) if name == Quantity.DECOMPOSES_TO else row[name] for name in names])
@@ -101,22 +149,35 @@ def _competing(row: dict[str, Any]) -> str:
 
 @app.command("show")
 def show_command(
-    crystal_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a crystal, as `gnome query` lists it.")],
+    crystal_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID", help="Id of a crystal, as `gnome query` lists it, or as much of it as tells it from others."
+        ),
+    ],
+    method: Annotated[
+        str, typer.Option(help="Label of a method, where several know the crystal; the first that stored it otherwise.")
+    ] = "",
     lineage: Annotated[bool, typer.Option("--lineage", help="Trace it back to its seed.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show one crystal: its energies, what it competes with, its structure; with --lineage, where it came from.
 
-    gnome show 3f2a9c0d11e24b7a --lineage
+    gnome show 3f2a9c0d11e24b7a --lineage   |   gnome show 3f2a9
     """
     from ase.geometry import cell_to_cellpar  # noqa: PLC0415
 
     from flows.reports import lineage_rows, products  # noqa: PLC0415
+    from gnome.database.query import find_id  # noqa: PLC0415
     from gnome.database.store import Store  # noqa: PLC0415
 
     with Store.open(Settings().database, read_only=True) as store:
-        stored = store.crystal(crystal_id)
+        crystal_id = find_id(store, crystal_id)
+        stored = store.crystal(crystal_id, method or None)
+        others = [each.row[Quantity.METHOD] for each in store.crystals_by_id([crystal_id])[crystal_id]]
         chain = lineage_rows(store.lineage(crystal_id)) if lineage else []
+    if others := [label for label in others if label != stored.row[Quantity.METHOD]]:
+        sys.stderr.write(f"gnome: known under {', '.join(others)} too; --method shows it there\n")
     if as_json:
         print_json({**stored.row, "structure": stored.crystal.to_dict(), **({"lineage": chain} if lineage else {})})
         return
@@ -212,17 +273,28 @@ def check_report(report: Path, source: Path) -> None:
 @app.command("export")
 def export_command(
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="File ending in .parquet, .csv, .json, .extxyz, or a folder for CIF files.")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="File ending in .parquet, .csv, .json, .extxyz, .cif or .vasp, or a folder for CIF files."
+        ),
     ],
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Only these crystals; the beginnings of their ids are enough.")
+    ] = None,
     where: Annotated[str, typer.Option("--filter", help="OPTIMADE filter; all crystals when empty.")] = "",
 ) -> None:
     """Write crystals with their energies to a file that other programs read.
 
-    gnome export stable.parquet --filter '_gnome_e_above_hull < 0.001'
+    gnome export stable.parquet --filter '_gnome_e_above_hull < 0.001'   |   gnome export one.cif 3f2a9
     """
     from flows.exporting import export_crystals  # noqa: PLC0415
+    from gnome.database.query import find_id  # noqa: PLC0415
     from gnome.database.store import Store  # noqa: PLC0415
 
     with Store.open(Settings().database, read_only=True) as store:
+        named = [find_id(store, each) for each in ids or ()]
+        if named:
+            among = " OR ".join(f'id = "{each}"' for each in dict.fromkeys(named))
+            where = f"({among}) AND ({where})" if where else among
         n = export_crystals(store, out, where)
     make_console().print(f"{n} crystals written to {out}")

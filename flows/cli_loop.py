@@ -7,6 +7,7 @@ from rich.console import Console
 
 from flows.cli import app, make_console, print_json
 from flows.settings import SCREENED_PER_EVALUATION, CampaignSettings, RoundSettings, Settings, parse_elements
+from gnome.errors import InvalidInput
 
 campaign_app = typer.Typer(help="Run several rounds with learning in between, at once or on a schedule.", no_args_is_help=True)
 app.add_typer(campaign_app, name="campaign")
@@ -177,7 +178,9 @@ def campaign_abandon() -> None:
     from flows.stages import abandon_round  # noqa: PLC0415
     from flows.workspace import open_workspace  # noqa: PLC0415
 
-    with open_workspace(Settings(), resume=True) as workspace:
+    settings = Settings()
+    _require_database(settings)
+    with open_workspace(settings, resume=True) as workspace:
         record = abandon_round(workspace)
     n = (record.summary or {}).get("n_novel", 0)
     make_console().print(f"Round {record.number} is given up; {n} new crystals of it are kept.")
@@ -190,6 +193,8 @@ def _campaign(
     from flows.progress import Bars  # noqa: PLC0415
     from flows.workspace import open_workspace  # noqa: PLC0415
 
+    if resume:
+        _require_database(settings)
     asked = None if resume else wanted.evaluator
     with open_workspace(settings, evaluator=asked, listener=Bars(make_console(stderr=True)), resume=True) as workspace:
         _ = workspace.evaluator  # what cannot be opened or made is said before Prefect starts
@@ -206,6 +211,16 @@ def _campaign(
     _print_status(settings, make_console(), as_json=as_json)
 
 
+def _require_database(settings: Settings) -> None:
+    """Raise InvalidInput where no database is: what goes on with a round makes none."""
+    from gnome.database.engine import database_exists, sqlite_path  # noqa: PLC0415
+
+    if not database_exists(settings.database):
+        raise InvalidInput(
+            f"database {sqlite_path(settings.database)}: there is none, so it has no round; start with `gnome campaign run`"
+        )
+
+
 @campaign_app.command("status")
 def campaign_status(as_json: Json = False) -> None:
     """Show every round: evaluations, hit rate, and the error of the ensemble.
@@ -217,15 +232,20 @@ def campaign_status(as_json: Json = False) -> None:
 
 def _print_status(settings: Settings, console: Console, *, as_json: bool) -> None:
     from flows.reports import campaign_rows, campaign_table  # noqa: PLC0415
+    from gnome.database.leases import unfinished_line  # noqa: PLC0415
     from gnome.database.store import Store  # noqa: PLC0415
 
     with Store.open(settings.database, read_only=True) as store:
         rows = campaign_rows(store)
         location = store.location
+        unfinished = store.open_round()
+        now = "" if unfinished is None else unfinished_line(store, unfinished.number)
     if as_json:
         print_json(rows)
         return
     console.print(campaign_table(rows))
+    if now:
+        console.print(f"{now[0].upper()}{now[1:]}.", soft_wrap=True)
     console.print(f"Database: {location}", soft_wrap=True)
 
 
@@ -252,9 +272,11 @@ def campaign_schedule(
     gnome campaign schedule --cron '0 3 * * *'    (with PREFECT_API_URL set to your Prefect server)
     """
     from flows.deployments import serve_campaign  # noqa: PLC0415
+    from flows.progress import Bars  # noqa: PLC0415
 
     settings = Settings()
     wanted = _round_settings(
         settings, elements, generator, evaluator, budget, candidates, screened, acquisition, formulas, seed, unbalanced, max_atoms
     )
-    serve_campaign(settings, wanted, CampaignSettings(rounds=rounds, retrain_after=retrain_after), cron=cron, name=name)
+    limits = CampaignSettings(rounds=rounds, retrain_after=retrain_after)
+    serve_campaign(settings, wanted, limits, cron=cron, name=name, listener=Bars(make_console(stderr=True)))

@@ -289,11 +289,21 @@ def _scaling_law(request: "TrainRequest", smallest: int, *, as_json: bool) -> No
 
 
 @app.command("doctor")
-def doctor_command(as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False) -> None:
+def doctor_command(
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Print a gnome.toml with every setting, commented, and check nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
+) -> None:
     """Check the installation: versions, device, database, ensembles, evaluators; each OK or what to do.
 
-    gnome doctor
+    gnome doctor   |   gnome doctor --settings > gnome.toml
     """
+    if settings:
+        from flows.settings_example import example_toml  # noqa: PLC0415
+
+        sys.stdout.write(example_toml())
+        return
     from flows.doctor import examine  # noqa: PLC0415
 
     findings = examine(Settings())

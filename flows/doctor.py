@@ -1,9 +1,11 @@
 """`gnome doctor`: looks at everything a round needs, and says of each whether it works or what to do."""
 
+import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from flows.settings import Settings
 from gnome.errors import GnomeError, InvalidInput
@@ -25,7 +27,7 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """Look at versions, device, database, ensembles and evaluators."""
     findings: list[Finding] = []
-    for check in (_packages, _device, _database, _ensembles, _evaluators, _programs):
+    for check in (_packages, _settings, _device, _database, _ensembles, _evaluators, _programs):
         try:
             findings += check(settings)
         except Exception as error:
@@ -40,6 +42,13 @@ def _packages(_: Settings) -> Iterator[Finding]:
             yield Finding(name, True, version(name))
         except PackageNotFoundError:
             yield Finding(name, False, "not installed", "install the package again: make discover sets it up")
+
+
+def _settings(_: Settings) -> Iterator[Finding]:
+    file = Path("gnome.toml").absolute()
+    named = ", ".join(f"GNOME_{name.upper()}" for name in Settings.model_fields if f"GNOME_{name.upper()}" in os.environ)
+    found = f"{file if file.exists() else 'no gnome.toml here'}; {named or 'no GNOME_... variable of ours'}"
+    yield Finding("settings", True, found, "" if file.exists() else "gnome doctor --settings shows what one may hold")
 
 
 def _device(settings: Settings) -> Iterator[Finding]:
@@ -58,6 +67,7 @@ def _device(settings: Settings) -> Iterator[Finding]:
 
 def _database(settings: Settings) -> Iterator[Finding]:
     from gnome.database.engine import database_exists  # noqa: PLC0415 - after the packages were looked at
+    from gnome.database.leases import unfinished_line  # noqa: PLC0415
     from gnome.database.store import Store  # noqa: PLC0415
 
     try:
@@ -66,7 +76,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
             yield Finding("database", True, f"{store.location}: {counts['crystals']} crystals, {counts['rounds']} rounds")
             unfinished = store.open_round()
             if unfinished is not None:
-                yield Finding("round", True, f"round {unfinished.number} is unfinished; gnome discover goes on with it")
+                yield Finding("round", True, unfinished_line(store, unfinished.number))
     except GnomeError as error:
         fresh = not isinstance(error, InvalidInput) and not database_exists(settings.database)
         advice = "gnome discover makes it" if fresh else "set GNOME_DATABASE_URL, or mend what is said"

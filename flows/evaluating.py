@@ -7,6 +7,7 @@ from typing import Any, Final
 from dft_stub.admission import admit
 from dft_stub.evaluator import Evaluation, Evaluator, Failure
 from flows.records import evaluation_record
+from flows.rounds import chosen
 from flows.workspace import Workspace
 from gnome.crystals.crystal import Crystal
 from gnome.database.records import EvaluationRecord
@@ -40,7 +41,11 @@ def evaluate_crystals(workspace: Workspace, number: int, crystals: Mapping[str, 
     again = {identifier: crystals[identifier] for identifier in crystals if _is_worth_another(known.get(identifier))}
     n_waiting = len(waiting)
     failures: dict[str, int] = {}
-    with workspace.listener.stage("evaluating", len(crystals), "crystals") as count:
+    every = chosen(workspace, number)
+    before = min((every.index(identifier) for identifier in crystals if identifier in every), default=0)
+    with workspace.listener.stage(
+        "evaluating", len(crystals), "crystals", before=before, whole=max(len(every), before + len(crystals))
+    ) as count:
         count(len(crystals) - len(waiting) - len(again))
         for evaluation in answers(workspace.evaluator, waiting) if waiting else ():
             record = evaluation_record(evaluation, number)

@@ -1,6 +1,8 @@
 """Crystals from the database into files that other programs read."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gnome.crystals.formats import ReadCrystal
 from gnome.crystals.writers import check_target, write_crystals
@@ -22,8 +24,16 @@ def export_crystals(store: Store, out: Path, where: str = "") -> int:
     rows = query(store, where, sort=Quantity.ID, with_crystals=True)
     if not rows:
         raise InvalidInput(f"no crystal matches {where!r}; nothing was written")
-    items = [
+    if out.suffix.lower() == ".vasp" and len(rows) > 1:
+        raise InvalidInput(
+            f"{out}: a POSCAR holds one crystal, and {len(rows)} match; narrow the filter, or name a .cif or .extxyz file"
+        )
+    return write_crystals(out, with_fields(rows), kind=None if out.suffix else "cif")
+
+
+def with_fields(rows: Iterable[Mapping[str, Any]]) -> list[ReadCrystal]:
+    """Crystals of a query as writers take them, with what the database says of each."""
+    return [
         ReadCrystal(label=row[Quantity.ID], crystal=row["crystal"], fields={str(name): row[name] for name in _COLUMNS})
         for row in rows
     ]
-    return write_crystals(out, items, kind=None if out.suffix else "cif")

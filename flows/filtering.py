@@ -1,6 +1,7 @@
 """The filter's stages: predictions carried over to the hull's method, two quick looks, the full filter, and what the budget goes to."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipelines.candidate import Candidate
 from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, go_on, looking
 from pipelines.screening import Prediction, ScreeningSettings, fit_offset, screen
 from pipelines.selection import Acquisition, GreedyAcquisition, SelectionSettings, StabilityAcquisition, select, standing_of
-from pipelines.standing import LOOK_THRESHOLD, FormulaJudge
+from pipelines.standing import LOOK_THRESHOLD, FormulaJudge, ask_at_once
 
 LOOK_SHARD: Final = 1000
 LOOK_AGAIN_SHARD: Final = 200
@@ -63,22 +64,23 @@ def full_filter(settings: RoundSettings) -> ScreeningSettings:
 
 def look(workspace: Workspace, number: int, shard: int) -> Result:
     """Take a cheap first look at a thousand candidates."""
-    ids = workspace.store.candidate_ids_of_round(number)[shard * LOOK_SHARD : (shard + 1) * LOOK_SHARD]
-    return _take_look(workspace, number, ids, FIRST_LOOK, "first look")
+    ids = workspace.store.candidate_ids_of_round(number)
+    return _take_look(workspace, number, ids, slice(shard * LOOK_SHARD, (shard + 1) * LOOK_SHARD), FIRST_LOOK, "first look")
 
 
 def look_again(workspace: Workspace, number: int, shard: int) -> Result:
     """Look more closely at two hundred of the best of the first look."""
-    ids = looked_again(workspace, number)[shard * LOOK_AGAIN_SHARD : (shard + 1) * LOOK_AGAIN_SHARD]
-    return _take_look(workspace, number, ids, SECOND_LOOK, "second look")
+    ids, piece = looked_again(workspace, number), slice(shard * LOOK_AGAIN_SHARD, (shard + 1) * LOOK_AGAIN_SHARD)
+    return _take_look(workspace, number, ids, piece, SECOND_LOOK, "second look")
 
 
-def _take_look(workspace: Workspace, number: int, ids: Sequence[str], look: Look, name: str) -> Result:
+def _take_look(workspace: Workspace, number: int, ids: Sequence[str], piece: slice, look: Look, name: str) -> Result:
     model = looking(round_model(workspace, number), look)
-    candidates = load_candidates(workspace, ids)
+    candidates = load_candidates(workspace, ids[piece])
     judge = formula_judge(workspace, number)
     judge = None if judge is None else CompositionalEnsemble(judge.members[: look.members], judge.card)
-    predictions, refusals = _screen(workspace, number, candidates, model, look.volumes, name, judge)
+    part = _Part(name=name, before=piece.start, whole=len(ids))
+    predictions, refusals = _screen(workspace, number, candidates, part, model, look.volumes, judge)
     by_id = {candidate.id: candidate for candidate in candidates}
     ranked = sorted(
         (
@@ -117,29 +119,40 @@ def _go_on(workspace: Workspace, number: int, stage: str, n: int, look: Look) ->
 
 def screen_shard(workspace: Workspace, number: int, shard: int) -> Result:
     """Give a hundred candidates the full filter."""
-    ids = looked_best(workspace, number)[shard * SCREEN_SHARD : (shard + 1) * SCREEN_SHARD]
-    model = round_model(workspace, number)
-    volumes = full_filter(round_settings(workspace, number))
-    judge = formula_judge(workspace, number)
-    predictions, refusals = _screen(workspace, number, load_candidates(workspace, ids), model, volumes, "screening", judge)
+    ids, before = looked_best(workspace, number), shard * SCREEN_SHARD
+    candidates = load_candidates(workspace, ids[before : before + SCREEN_SHARD])
+    settings, judge = full_filter(round_settings(workspace, number)), formula_judge(workspace, number)
+    part = _Part(name="screening", before=before, whole=len(ids))
+    predictions, refusals = _screen(workspace, number, candidates, part, round_model(workspace, number), settings, judge)
     workspace.store.add_predictions([prediction_record(prediction) for prediction in predictions])
     return {"n": len(predictions), "refused": refusals, "method": predictions[0].method if predictions else ""}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Which part of a stage a shard is, for the progress: its name, candidates before it, and all."""
+
+    name: str
+    before: int
+    whole: int
 
 
 def _screen(
     workspace: Workspace,
     number: int,
     candidates: Sequence[Candidate],
+    part: "_Part",
     model: EnergyModel,
     settings: ScreeningSettings,
-    name: str,
     judge: FormulaJudge | None,
 ) -> tuple[list[Prediction], dict[str, int]]:
     hull = workspace.hull(round_method(workspace, number), before_round=number)
     offset = offset_of(workspace, number)
     predictions: list[Prediction] = []
     refusals: dict[str, int] = {}
-    with workspace.listener.stage(name, len(candidates), "candidates") as count:
+    if judge is not None:
+        judge = ask_at_once(judge, [candidate.crystal.composition for candidate in candidates])
+    with workspace.listener.stage(part.name, len(candidates), "candidates", before=part.before, whole=part.whole) as count:
         size = PIECE[device_of(workspace.settings).type]
         for piece in np.array_split(np.arange(len(candidates)), n_pieces(len(candidates), size)):
             screening = screen([candidates[i] for i in piece], model, hull, settings, offset, judge)

@@ -14,7 +14,7 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.energy_fields import ALIASES, energy_per_atom_under, is_formation, unread_energies
 from gnome.crystals.formats import ReadCrystal, ReadItem, Refusal, read_crystals
 from gnome.crystals.identity import keys_to_search, same_crystal
-from gnome.database.leases import hold_round
+from gnome.database.leases import hold_round, round_holder
 from gnome.database.records import CrystalRecord
 from gnome.errors import InvalidCrystal, InvalidInput, RoundBusy
 from gnome.quantities import STABLE_TOLERANCE, Quantity
@@ -128,6 +128,11 @@ def _advice(unread: Counter[str]) -> str:
 
 def _refuse_open_round(workspace: Workspace) -> None:
     unfinished = workspace.store.open_round()
+    if unfinished is not None and (holder := round_holder(workspace.store)):
+        raise RoundBusy(
+            f"round {unfinished.number} is being run by process {holder}, and an import would change what it works on; wait for it, "
+            "or use another database"
+        )
     if unfinished is not None:
         raise RoundBusy(
             f"round {unfinished.number} is unfinished, and an import would change what it works on; finish it with `gnome discover`, "

@@ -5,7 +5,7 @@ from flows.rounds import round_method, round_settings
 from flows.settings import CampaignSettings, RoundSettings
 from flows.stages import ShardRunner, run_round, run_shard
 from flows.workspace import Workspace
-from gnome.database.leases import hold_round
+from gnome.database.leases import hold_round, round_holder
 from gnome.database.records import RoundRecord
 from gnome.errors import InvalidInput
 
@@ -18,7 +18,12 @@ def run_campaign(
     Raises InvalidInput when that one works with another evaluator.
     """
     unfinished = workspace.store.open_round()
-    if unfinished is not None and (begun := round_settings(workspace, unfinished.number).evaluator) != settings.evaluator:
+    running = round_holder(workspace.store) is not None  # then the round below says so
+    if (
+        unfinished is not None
+        and not running
+        and (begun := round_settings(workspace, unfinished.number).evaluator) != settings.evaluator
+    ):
         raise InvalidInput(
             f"round {unfinished.number} is unfinished and works with {begun}, the campaign would with {settings.evaluator}; finish it with "
             "`gnome discover`, or give it up with `gnome campaign abandon`"

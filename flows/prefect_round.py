@@ -12,7 +12,7 @@ from prefect.logging import get_run_logger
 from rich.console import Console
 
 from flows.finds import finds
-from flows.progress import Bars, Silent
+from flows.progress import Bars
 from flows.reports import products, round_lines
 from flows.rounds import Result
 from flows.settings import RoundSettings, Settings
@@ -42,9 +42,7 @@ def _is_transient(_task: Any, _run: Any, state: Any) -> bool:
 )
 def shard_task(settings: dict[str, Any], evaluator: str, number: int, stage: str, shard: int, token: int | None) -> Result:
     """Run one shard of a stage; see `flows.stages.run_shard`."""
-    console = Console(stderr=True)
-    listener = Bars(console) if console.is_terminal else Silent()  # elsewhere Prefect's log says how far it is
-    with open_workspace(Settings(**settings), evaluator=evaluator, listener=listener) as workspace:
+    with open_workspace(Settings(**settings), evaluator=evaluator, listener=Bars(Console(stderr=True))) as workspace:
         if token is not None:
             join_round(workspace.store, token)
         return run_shard(workspace, number, stage, shard)

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 
@@ -135,12 +134,12 @@ def summary(points: Sequence[Point], n_reported: Mapping[str, int]) -> dict[str,
 
 
 def draw(law: Mapping[str, Any], path: Path) -> None:
-    """Draw errors and laws on logarithmic axes."""
-    mpl.use("svg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - the backend is chosen first
+    """Draw errors and laws on logarithmic axes, without pyplot, whose backend and figures are the caller's own."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - only who draws waits for it
     from matplotlib.ticker import ScalarFormatter  # noqa: PLC0415
 
-    figure, axis = plt.subplots(figsize=(6, 4.2))
+    figure = Figure(figsize=(6, 4.2), layout="tight")
+    axis = figure.subplots()
     sizes = np.array([point["n_train"] for point in law["points"]], dtype=np.float64)
     for colour, (name, own) in zip(("#1f5fa8", "#c2571a", "#3a7d44"), law["laws"].items(), strict=False):
         errors = np.array([point["errors"][name] for point in law["points"]])
@@ -153,7 +152,5 @@ def draw(law: Mapping[str, Any], path: Path) -> None:
     axis.yaxis.set_minor_formatter(ScalarFormatter())
     axis.grid(visible=True, which="both", linewidth=0.3)
     axis.legend(frameon=False, fontsize=9)
-    figure.tight_layout()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
-    plt.close(figure)

@@ -12,7 +12,7 @@ import torch
 
 from flows.lock import held
 from flows.progress import Listener
-from flows.training_log import TrainingLog
+from flows.training_log import Parity, TrainingLog
 from gnome.atomic_write import require_writable
 from gnome.crystals.formula import parse_formula
 from gnome.errors import InvalidCheckpoint, InvalidInput
@@ -148,8 +148,9 @@ def _shipped(
     }
     save_ensemble(request.out, members, card)
     shipped, _ = load_ensemble(request.out)
-    written = save_ensemble(request.out, members, card | _measured(request, shipped, examples, split, parts))
-    TrainingLog(request.out).finish(request.members, request.epochs)
+    found, parity = _measured(request, shipped, examples, split, parts)
+    written = save_ensemble(request.out, members, card | found)
+    TrainingLog(request.out).finish(request.members, request.epochs, parity)
     _forget_states(request)
     return written
 
@@ -195,8 +196,8 @@ def _train(
 
 def _measured(
     request: TrainRequest, members: Sequence[Network], examples: Examples, split: Split, parts: Mapping[str, Labelled]
-) -> dict[str, Any]:
-    """What a card says of the errors of members: calibration on the validation part, metrics on the test part."""
+) -> tuple[dict[str, Any], Parity]:
+    """What a card says of the errors of members: calibration on the validation part, metrics on the test part; and the former to draw."""
 
     def answers(part: Labelled) -> Array:
         device = part.targets.device
@@ -211,7 +212,8 @@ def _measured(
         found["calibration"] = calibrate_crystals(*of_validation)
     if len(split.test) > 1:
         found["metrics"] = measured(request.kind, examples, split, median_and_spread(answers(parts["test"]))[0])
-    return found
+    medians, labels = median_and_spread(of_validation[0])[0], of_validation[1]
+    return found, Parity(labels=labels.reshape(len(labels), -1)[:, 0], predicted=medians.reshape(len(medians), -1)[:, 0])
 
 
 def _forget_states(request: TrainRequest) -> None:

@@ -14,6 +14,7 @@ from flows.device import device_of
 from flows.progress import Listener, Silent
 from flows.settings import Settings
 from gnome.database.engine import database_exists
+from gnome.database.leases import round_holder
 from gnome.database.ledger import Ledger
 from gnome.database.records import ModelRecord
 from gnome.database.store import Store
@@ -161,10 +162,11 @@ def open_workspace(
         unfinished = rounds[-1] if rounds and rounds[-1].state == "running" else None
         if unfinished is not None:
             name = str(unfinished.settings["evaluator"])
-            listener.say(
-                f"Going on with round {unfinished.number}, which was interrupted, with the settings it began with; "
-                "`gnome campaign abandon` gives it up."
-            )
+            if round_holder(store) is None:  # otherwise it is being run, and whoever wants to go on with it is told so
+                listener.say(
+                    f"Going on with round {unfinished.number}, which was interrupted, with the settings it began with; "
+                    "`gnome campaign abandon` gives it up."
+                )
         workspace = Workspace(store, settings, name, listener)
         try:
             yield workspace

@@ -72,16 +72,42 @@ class Standing:
         return tuple(doubt for holds, doubt in against if holds)
 
 
+_Key = tuple[tuple[int, int], ...]
+
+
+def _key(composition: Mapping[int, int]) -> _Key:
+    divisor = int(np.gcd.reduce(list(composition.values())))
+    return tuple(sorted((z, n // divisor) for z, n in composition.items()))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A judge that knows its answers already."""
+
+    elements: frozenset[int]
+    answers: Mapping[_Key, float]
+
+    def probabilities_stable(self, compositions: Sequence[Mapping[int, int]]) -> NDArray[np.float64]:
+        """Look the probabilities up."""
+        return np.array([self.answers[_key(composition)] for composition in compositions])
+
+
+def ask_at_once(judge: FormulaJudge, compositions: Sequence[Mapping[int, int]]) -> FormulaJudge:
+    """Ask a judge for all compositions together, which is much faster than in small pieces; what is returned answers for these alone."""
+    keys = [key for key in {_key(composition): None for composition in compositions} if {z for z, _ in key} <= judge.elements]
+    probabilities = judge.probabilities_stable([dict(key) for key in keys]) if keys else []
+    return _Asked(judge.elements, dict(zip(keys, map(float, probabilities), strict=True)))
+
+
 def formula_checks(compositions: Sequence[Mapping[int, int]], judge: FormulaJudge | None) -> list[float | None]:
-    """Probabilities that these formulas are stable, each asked once; None where nobody knows."""
+    """Probabilities that these formulas are stable, each asked once; None where nobody knows, and for elements."""
     found: list[float | None] = [None] * len(compositions)
     if judge is None:
         return found
-    places: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    places: dict[_Key, list[int]] = {}
     for i, composition in enumerate(compositions):
         if set(composition) <= judge.elements and len(composition) > 1:
-            divisor = int(np.gcd.reduce(list(composition.values())))
-            places.setdefault(tuple(sorted((z, n // divisor) for z, n in composition.items())), []).append(i)
+            places.setdefault(_key(composition), []).append(i)
     if places:
         probabilities = judge.probabilities_stable([dict(key) for key in places])
         for rows, probability in zip(places.values(), probabilities.tolist(), strict=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import ase.io
+import ase.io.extxyz
 from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.io.vasp import Poscar
 
@@ -49,9 +50,19 @@ def to_extxyz(items: Iterable[ReadCrystal]) -> str:
         energy = fields.pop(Quantity.ENERGY_PER_ATOM, None)
         if isinstance(energy, int | float):
             atoms.calc = SinglePointCalculator(atoms, energy=energy * item.crystal.n_atoms)
-        atoms.info = {"label": item.label, **fields}
+        atoms.info = {
+            name: _as_text(value) if isinstance(value, str) else value for name, value in {"label": item.label, **fields}.items()
+        }
         ase.io.write(text, atoms, format="extxyz")
     return text.getvalue()
+
+
+def _as_text(text: str) -> str:
+    """Mark a text that ASE would read as a number, as it would the formulas NaN and InF and an id of digits; what is plain stays so."""
+    if '"' in text or "\\" in text:
+        return text  # no number, and ASE's marks hold no such characters
+    read = ase.io.extxyz.key_val_str_to_dict(f'x="{text}"').get("x")
+    return text if isinstance(read, str) and read == text else f"_JSON {json.dumps(text)}"
 
 
 def to_json(items: Iterable[ReadCrystal]) -> str:
@@ -95,7 +106,8 @@ def check_target(path: Path) -> None:
 def write_crystals(path: Path, items: Iterable[ReadCrystal], *, kind: str | None = None) -> int:
     """Write crystals in the format that the path's ending names, or `kind`, an ending without its dot; returns how many.
 
-    CIF and POSCAR (`.vasp`) hold one crystal: several go into a folder of that name, a file each.  Files appear whole or not at all.
+    A CIF file holds a data block a crystal.  A POSCAR (`.vasp`) holds one crystal: several go into a folder of that name, a file each, and
+    so do CIFs where the path is a folder or has no ending.  Files appear whole or not at all.
     Raises InvalidInput for an ending that names no format, and OSError naming the file that cannot be written.
     """
     suffix = f".{kind}" if kind else path.suffix.lower()
@@ -108,6 +120,8 @@ def write_crystals(path: Path, items: Iterable[ReadCrystal], *, kind: str | None
         _write(path, _MANY[suffix](items))
     elif suffix in _ONE and len(items) == 1 and path.suffix:
         _write(path, _ONE[suffix](items[0]))
+    elif suffix == ".cif" and path.suffix and not path.is_dir():  # a file may hold several data blocks
+        _write(path, "".join(to_cif(item) for item in items))
     elif suffix in _ONE:
         for number, item in enumerate(items, start=1):
             name = f"{number:06d}_{item.crystal.reduced_formula}_{_file_name(item.label)}"

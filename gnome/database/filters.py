@@ -23,7 +23,8 @@ from sqlalchemy import BigInteger, ColumnElement, Double, Integer, Text, and_, e
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formula import parse_formula, reduced_formula
 from gnome.database.crystal_store import SHOWN_COLUMNS, alphabetical_formula
-from gnome.database.schema import crystal_elements, crystals
+from gnome.database.filter_hints import field_hint, reading_hint, value_hint
+from gnome.database.schema import ORIGINS, crystal_elements, crystals
 from gnome.database.text_search import contains
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
@@ -45,7 +46,7 @@ Condition = ColumnElement[bool]
 class Field:
     """A name that may stand in a filter: its column, and what kind of values it has.
 
-    `kind` is text, integer, float, elements, or one of the texts with several spellings, which `spell` brings to the stored one.
+    `kind` is text, integer, float or elements.  `spell` brings a text to the spelling that is stored, and refuses what no crystal has.
     """
 
     column: ColumnElement[Any]
@@ -54,7 +55,16 @@ class Field:
 
 
 def _chemical_system(text: str) -> str:
-    return "-".join(sorted(symbol.strip() for symbol in text.split("-")))
+    symbols = [symbol.strip() for symbol in text.split("-")]
+    if unknown := [symbol for symbol in symbols if symbol not in SYMBOLS[1:]]:
+        raise InvalidInput(f"{unknown[0][:20]!r} in {text[:40]!r} is no element symbol; a chemical system is spelled as in Li-O")
+    return "-".join(sorted(set(symbols)))
+
+
+def _origin(text: str) -> str:
+    if text not in ORIGINS:
+        raise InvalidInput(f"no crystal has the origin {text[:40]!r}; {value_hint(text, ORIGINS)}")
+    return text
 
 
 def _alphabetical(text: str) -> str:
@@ -69,6 +79,11 @@ def _kind(column: Any) -> str:
     return "integer" if isinstance(column.type, Integer) else "float" if isinstance(column.type, Double) else "text"
 
 
+_SPELLINGS: Final[dict[str, Callable[[str], str]]] = {
+    str(Quantity.CHEMICAL_SYSTEM): _chemical_system,
+    str(Quantity.REDUCED_FORMULA): _reduced,
+    str(Quantity.ORIGIN): _origin,
+}
 _NOT_FILTERED = {"id", "decomposes_to", "versions", "created_at", "chemical_formula_reduced", "chemical_formula_anonymous"}
 FIELDS: Final[dict[str, Field]] = {
     "id": Field(column=crystals.c.id, kind="text"),
@@ -81,7 +96,7 @@ FIELDS: Final[dict[str, Field]] = {
         PREFIX + name: Field(
             column=column,
             kind=_kind(column),
-            spell={Quantity.CHEMICAL_SYSTEM: _chemical_system, Quantity.REDUCED_FORMULA: _reduced}.get(name),  # type: ignore[call-overload]
+            spell=_SPELLINGS.get(name),
         )
         for name, column in SHOWN_COLUMNS.items()
         if name not in _NOT_FILTERED
@@ -102,7 +117,8 @@ def to_condition(text: str) -> Condition:
         at_end = getattr(getattr(error, "token", None), "type", "") == "$END"
         position = len(text.rstrip()) if at_end else int(error.pos_in_stream or 0)
         problem = "the filter ends too early" if at_end else f"{text[position : position + 20]!r} cannot be read here"
-        raise _invalid(position, problem) from None
+        hint = "" if at_end else reading_hint(text, position)
+        raise _invalid(position, f"{problem}; {hint}" if hint else problem) from None
     try:
         return _ToCondition().transform(tree)
     except VisitError as error:
@@ -255,9 +271,7 @@ class _ToCondition(Transformer[Token, Condition]):
 
 def _field(name: _Value) -> Field:
     if name.value not in FIELDS:
-        hint = next((known for known in FIELDS if known.removeprefix(PREFIX) == name.value), None)
-        advice = f"did you mean {hint}?" if hint else f"known are {', '.join(FIELDS)}"
-        raise _invalid(name.position, f"there is no field {name.value[:60]!r}; {advice}")
+        raise _invalid(name.position, f"there is no field {name.value[:60]!r}; {field_hint(name.value, FIELDS, PREFIX)}")
     return FIELDS[name.value]
 
 
@@ -324,7 +338,10 @@ def _has(name: _Value, kinds: list[str], values: list[Any]) -> Condition:
         if value.kind != "text":
             raise _invalid(value.position or name.position, "HAS needs element symbols in double quotes")
         if value.value not in SYMBOLS[1:]:
-            raise _invalid(value.position, f"{value.value[:20]!r} is no element symbol")
+            several = re.fullmatch(r"[A-Z][a-z]?([\s,;-]+[A-Z][a-z]?)+", value.value.strip())
+            quoted = ", ".join(f'"{symbol}"' for symbol in re.findall(r"[A-Z][a-z]?", value.value))
+            advice = f"; several are HAS ALL {quoted}" if several else ""
+            raise _invalid(value.position, f"{value.value[:20]!r} is no element symbol{advice}")
     symbols = sorted({value.value for value in values})
     if kinds == ["ONLY"]:
         return not_(_has_element(crystal_elements.c.element.not_in(symbols)))

@@ -11,8 +11,9 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, Row, Select, select, update
 
 from gnome.database.clock import database_time
 from gnome.database.connection import Database, Fence, insert_new
@@ -59,13 +60,36 @@ def acquire_round(store: Database, *, owner: str | None = None, lease_seconds: f
     return store.fence
 
 
+def round_holder(store: Database) -> str | None:
+    """Name the living process that runs a round, for people; None when nobody does, or this store itself."""
+    with store.read() as connection:
+        held = connection.execute(_holder()).one_or_none()
+    if held is None or not _is_held(held) or (store.fence is not None and store.fence.token == held.token):
+        return None
+    return readable_owner(held.owner)
+
+
+def unfinished_line(store: Database, number: int) -> str:
+    """Say of the unfinished round who runs it, or what to do where nobody does."""
+    holder = round_holder(store)
+    if holder:
+        return f"round {number} is being run by process {holder}"
+    return f"round {number} is unfinished; `gnome discover` goes on with it"
+
+
+def _holder() -> Select[Any]:
+    return select(leases, (leases.c.lease_until > database_time()).label("valid")).where(leases.c.name == ROUND)
+
+
+def _is_held(held: Row[Any]) -> bool:
+    return held.owner is not None and bool(held.valid) and not is_dead(held.owner)
+
+
 def _take(connection: Connection, location: str, owner: str, lease_seconds: float) -> Fence:
     insert_new(connection, leases, [{"name": ROUND, "token": 0, "owner": None, "lease_until": None}], "name")
     now = database_time()
-    held = connection.execute(
-        select(leases, (leases.c.lease_until > now).label("valid")).where(leases.c.name == ROUND).with_for_update()
-    ).one()
-    if held.owner is not None and held.valid and not is_dead(held.owner):
+    held = connection.execute(_holder().with_for_update()).one()
+    if _is_held(held):
         until = datetime.fromtimestamp(held.lease_until, UTC).strftime("%H:%M:%S")
         raise RoundBusy(
             f"a round is being run on {location} by process {readable_owner(held.owner)}, which holds it until {until} UTC or longer; "

@@ -1,7 +1,9 @@
 """Asking the database for crystals."""
 
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, func, select
 
@@ -11,6 +13,9 @@ from gnome.database.crystal_store import SHOWN_COLUMNS, select_crystals
 from gnome.database.filters import FIELDS, PREFIX, to_condition
 from gnome.database.schema import candidates, crystals
 from gnome.errors import InvalidInput
+
+_CANDIDATES: Final = 8
+"""Ids that are named where several begin alike."""
 
 _SORTABLE = {
     **{name: column for name, column in SHOWN_COLUMNS.items() if name not in {"decomposes_to", "versions"}},
@@ -52,6 +57,41 @@ def count(store: Database, where: str = "") -> int:
     statement = select(func.count()).select_from(crystals.outerjoin(candidates)).where(to_condition(where))
     with store.read() as connection:
         return connection.scalar(statement) or 0
+
+
+def find_id(store: Database, beginning: str) -> str:
+    """Find the id of a crystal by its first characters, as many as tell it from others.
+
+    Raises InvalidInput where no crystal's id begins so, or several do; these are named.
+    """
+    wanted = beginning.strip().lower()
+    if not re.fullmatch(r"[0-9a-z]+", wanted):
+        raise InvalidInput(
+            f"no crystal {beginning[:60]!r} in {store.location}; an id has letters and digits alone, as `gnome query` lists it"
+        )
+    statement = (
+        select(crystals.c.id, crystals.c.reduced_formula)
+        .where(crystals.c.id.between(wanted, wanted + "~"))  # of the characters of ids, none comes after
+        .distinct()
+        .order_by(crystals.c.id)
+        .limit(_CANDIDATES + 1)
+    )
+    with store.read() as connection:
+        found = [(str(row.id), str(row.reduced_formula)) for row in connection.execute(statement)]
+    if wanted in (ids := [identifier for identifier, _ in found]) or len(found) == 1:
+        return ids[0]
+    if not found:
+        raise InvalidInput(f"no crystal {beginning[:60]!r} in {store.location}")
+    named = ", ".join(f"{identifier} ({formula})" for identifier, formula in found[:_CANDIDATES])
+    more = ", ..." if len(found) > _CANDIDATES else ""
+    raise InvalidInput(f"several ids begin with {wanted!r}: {named}{more}; give more of it")
+
+
+def short_methods(labels: Iterable[str]) -> dict[str, str]:
+    """Spell the labels of methods without their digests, where that still tells them apart."""
+    short = {label: re.sub(r"-[0-9a-f]{8}$", "", label) for label in labels}
+    n_alike = Counter(short.values())
+    return {label: name if n_alike[name] == 1 else label for label, name in short.items()}
 
 
 def _order(sort: str | Sequence[str]) -> list[ColumnElement[Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gnome.crystals.crystal import Crystal
-from gnome.database.schema import MAX_RAW_ENERGY
+from gnome.database.schema import MAX_RAW_ENERGY, ORIGINS
 from gnome.errors import InvalidInput
 from gnome.quantities import PLAUSIBLE_E_FORM
 from gnome.stability.entries import Product
@@ -60,8 +60,8 @@ class CrystalRecord:
         check_range(what, "decomposition_energy", self.decomposition_energy, (-_DISTANCE, _DISTANCE))
         check_range(what, "p_stable", self.p_stable, (0.0, 1.0))
         check_range(what, "formula_check", self.formula_check, (0.0, 1.0))
-        if self.origin not in {"seed", "discovered", "imported"}:
-            raise InvalidInput(f"{what}: origin {self.origin!r}, expected seed, discovered or imported")
+        if self.origin not in ORIGINS:
+            raise InvalidInput(f"{what}: origin {self.origin!r}, expected one of {', '.join(ORIGINS)}")
 
 
 @dataclass(frozen=True, kw_only=True)

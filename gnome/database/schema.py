@@ -44,6 +44,9 @@ HEAD = "0004"
 MAX_RAW_ENERGY = 100_000.0
 """eV/atom: raw energies of pseudopotential codes reach some 10,000 (Quantum ESPRESSO counts semicore electrons); 1e6 is a mistake."""
 
+ORIGINS = ("seed", "discovered", "imported")
+"""Where a crystal may come from."""
+
 _LOW, _HIGH = PLAUSIBLE_E_FORM
 _RANGE = _HIGH - _LOW
 
@@ -168,7 +171,7 @@ crystals = Table(
     Column("p_stable", Double),
     Column("formula_check", Double),
     UniqueConstraint("id", "method"),
-    _one_of("origin", "seed", "discovered", "imported"),
+    _one_of("origin", *ORIGINS),
     _between("n_elements", 1, 103),
     _between("n_atoms", 1, 100_000),
     _between("volume_per_atom", 0.1, 10_000.0),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -36,7 +37,9 @@ def test_ctrl_c_keeps_what_was_answered_and_the_same_command_goes_on(here: Here,
     code, out, err = finish(process)
     assert (code, out) == (130, "")
     *stages, last = err.strip().splitlines()
-    assert all(line.endswith(" ...") for line in stages if line), err
+    told = re.compile(r"[a-z ]+( \.\.\.|: (stopped at )?\d+ (of \d+ )?[a-z]+( in \d+ s)?)")
+    assert all(told.fullmatch(line) for line in stages if line), err
+    assert [line for line in stages if "stopped" in line] == [stages[-2]], "the stage that was interrupted, and no other"
     assert last == "gnome: interrupted; what was kept is taken up when the same command is run again"
     assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
     with closing(sqlite3.connect(tmp_path / "gnome.db")) as connection:

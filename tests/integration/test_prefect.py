@@ -85,6 +85,15 @@ def test_a_campaign_as_a_flow_learns_and_gives_the_tables_of_plain_python(emt_wo
     assert artifacts["campaign-progress"] == 100.0
 
 
+def test_the_progress_of_a_round_is_what_its_shards_have_done() -> None:
+    from flows.campaign import share_done
+
+    n_of = {"propose": 1, "look": 5, "evaluate": 2}
+    shares = [share_done(stage, shard, n_of.get(stage, 1)) for stage in STAGES for shard in range(n_of.get(stage, 1))]
+    assert shares == sorted(set(shares)), "no stage is done with its first shard"
+    assert shares[-1] == len(STAGES) / (len(STAGES) + 1), "learning is left"
+
+
 def test_retraining_as_a_flow_gives_the_model_of_plain_python(after_round: Path, tmp_path: Path) -> None:
     from flows.retraining import retraining_flow
 

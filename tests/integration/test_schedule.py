@@ -1,9 +1,9 @@
-"""A campaign that the command line deploys is fired by its cron schedule, against a server of the test's own."""
+"""A campaign that the command line deploys is fired by its cron schedule."""
 
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,20 +20,16 @@ from flows.workspace import open_workspace
 from gnome.database.store import Store
 
 pytestmark = [pytest.mark.usefixtures("own_folder"), pytest.mark.timeout(420)]
-BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 200.0  # seconds: a start, at most a minute to the next full one, and a round
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @contextmanager
-def running(command: list[str], log: Path, environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+def running(command: list[str], log: Path, environment: dict[str, str], folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         yield process
     finally:
@@ -65,31 +61,36 @@ def wait_for(what: Any, process: "subprocess.Popen[bytes]", log: Path) -> Any:
     pytest.fail(f"nothing within {PATIENCE:.0f} s; the log ends with {log.read_text()[-3000:]}")
 
 
-def test_a_deployment_made_by_the_command_line_is_fired_by_its_schedule(emt_world: Path, tmp_path: Path) -> None:
+def test_a_schedule_without_a_server_starts_one_that_fires(emt_world: Path, tmp_path: Path) -> None:
+    """In a folder with packages of our names, none of which is ours."""
     settings = copy_world(emt_world, tmp_path / "world")
-    api = f"http://127.0.0.1:{(port := free_port())}/api"
     environment = os.environ | {
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_API_URL": api,
-        "GNOME_DATABASE_URL": settings.database_url,
-        "GNOME_WORKERS": "1",
-    }
-    server_log, serve_log = tmp_path / "server.log", tmp_path / "serve.log"
-    server_command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    schedule_command = [
-        str(BIN / "gnome"), "campaign", "schedule", "--cron", "* * * * *", "--rounds", "1", "--name", "nightly",
+        "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PYTHONPATH": str(ROOT),
+        "GNOME_DATABASE_URL": settings.database_url, "GNOME_WORKERS": "1",
+    }  # fmt: skip
+    log, here = tmp_path / "serve.log", tmp_path / "here"
+    for package in ("flows", "pipelines", "dft_stub"):
+        (here / package).mkdir(parents=True)
+        (here / package / "__init__.py").write_text("raise SystemExit('not ours')\n")
+    command = [
+        sys.executable, "-P", "-m", "flows.cli", "campaign", "schedule", "--cron", "* * * * *", "--rounds", "1", "--name", "nightly",
         "--evaluator", "emt", "--candidates", "40", "--screened", "10", "--budget", "2",
     ]  # fmt: skip
-    with running(server_command, server_log, environment) as server:
-        wait_for(lambda: ask(f"{api}/health"), server, server_log)
-        with running(schedule_command, serve_log, environment) as serving:
-            fired = wait_for(lambda: fired_runs(api), serving, serve_log)
-            (deployment,) = ask(f"{api}/deployments/filter", {})
-    assert deployment["name"] == "nightly"
+    with running(command, log, environment, here) as serving:
+        api = wait_for(lambda: re.search(r"a temporary Prefect server at (http://\S+/api)", log.read_text()), serving, log).group(
+            1
+        )
+        fired = wait_for(lambda: fired_runs(api), serving, log)
+        (deployment,) = ask(f"{api}/deployments/filter", {})
+        os.killpg(serving.pid, signal.SIGINT)
+        serving.wait(60)
+    with pytest.raises(OSError, match="refused"):
+        ask(f"{api}/health")
+    assert (deployment["name"], deployment["entrypoint"]) == ("nightly", "flows.campaign.campaign_flow")
+    assert deployment["parameters"]["folder"] == str(here)
     assert [schedule["schedule"]["cron"] for schedule in deployment["schedules"]] == ["* * * * *"]
     assert fired[0]["deployment_id"] == deployment["id"]
-    assert fired[0]["state_type"] == "COMPLETED", serve_log.read_text()[-3000:]
+    assert fired[0]["state_type"] == "COMPLETED", log.read_text()[-3000:]
     with Store.open(settings.database_url, read_only=True) as store:
         first = store.rounds()[0]
     assert first.state == "finished"

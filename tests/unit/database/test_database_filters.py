@@ -296,6 +296,41 @@ def test_a_filter_that_cannot_be_used_is_told_where_and_why(text: str, message: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("elements HAS Li", 'put the text in double quotes: "Li"'),
+        ('elements HAS ALL "Li",O', 'put the text in double quotes: "O"'),
+        ("elements HAS ANY Li", 'put the text in double quotes: "Li"'),
+        ("chemical_formula_reduced=Li2O", 'put the text in double quotes: "Li2O"'),
+        ("elements HAS 'Li'", "texts stand in double quotes"),
+        ('elements has "Li"', "write HAS in capitals"),
+        ("nelements=2 and nsites=3", "write AND in capitals"),
+        ("nelements == 2", "write = for equal"),
+        ("nelements <> 2", "write = for equal"),
+        ('elements HAS "Li, O"', 'several are HAS ALL "Li", "O"'),
+        ('formula = "Li2O"', "did you mean chemical_formula_reduced or _gnome_reduced_formula?"),
+        ('_gnome_formula = "Li2O"', "did you mean chemical_formula_reduced or _gnome_reduced_formula?"),
+        ("spacegroup = 225", "did you mean _gnome_space_group_number?"),
+        ("e_above_hull < 0.1", "did you mean _gnome_e_above_hull?"),
+        ("_gnome_e_abov_hull < 0.1", "did you mean _gnome_e_above_hull?"),
+        ("energy_above_hull < 0.1", "did you mean _gnome_e_above_hull?"),
+        ("_gnome_methd IS KNOWN", "did you mean _gnome_method?"),
+        ("nelement = 2", "did you mean nelements"),
+        ("flavour = 2", "known are id, elements"),
+        ('_gnome_origin = "discoverd"', "did you mean 'discovered'? There are seed, discovered, imported"),
+        ('_gnome_origin != "Seed"', "did you mean 'seed'?"),
+        ('"import" = _gnome_origin', "did you mean 'imported'?"),
+        ('_gnome_origin = "nowhere"', "the origin 'nowhere'; there are seed"),
+        ('_gnome_chemical_system = "LiFeO"', "'LiFeO' in 'LiFeO' is no element symbol; a chemical system is spelled as in Li-O"),
+    ],
+)
+def test_a_filter_that_is_nearly_right_is_told_what_would_be(text: str, hint: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^filter, position \d+: ") as raised:
+        to_condition(text)
+    assert hint in str(raised.value)
+
+
 def test_filters_at_the_limits_run(store: Store) -> None:
     store.add_crystals([seed()])
     assert count(store, "(" * MAX_DEPTH + "nsites=2" + ")" * MAX_DEPTH) == 1

@@ -101,7 +101,7 @@ class Interrupting(Silent):
         self.name, self.left = name, left
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Counter]:
+    def stage(self, name: str, total: int, unit: str, **_: Any) -> Iterator[Counter]:
         def count(n: int = 1) -> None:
             self.left -= n if name == self.name else 0
             if self.left < 0:

@@ -20,7 +20,7 @@ from flows.lock import held
 from flows.progress import Silent
 from flows.settings import Settings
 from flows.training import TrainRequest, defaults_for, only_training, recipe_for, train_files
-from flows.training_log import TrainingLog
+from flows.training_log import Parity, TrainingLog
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard, write_shard
 from gnome.errors import InvalidCheckpoint, InvalidInput
@@ -96,7 +96,7 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
 
     class Interrupting(Silent):
         @contextmanager
-        def stage(self, name: str, total: int, unit: str) -> Iterator[Counter]:
+        def stage(self, name: str, total: int, unit: str, **_: Any) -> Iterator[Counter]:
             left = 9
 
             def count(n: int = 1) -> None:
@@ -128,7 +128,9 @@ def test_training_that_was_interrupted_ends_with_the_weights_of_an_unbroken_one(
     assert not (tmp_path / "broken.state").exists()
     assert logs[0] == logs[1]
     assert len(logs[0].splitlines()) == 2 * 6
-    assert (tmp_path / "broken.curves.svg").read_text().startswith("<?xml")
+    picture = (tmp_path / "broken.curves.svg").read_text()
+    assert picture.startswith("<?xml")
+    assert "<!-- label, eV/atom -->" in picture, "labels and predictions of the validation set stand beside the errors"
     assert resumed["sha256"] == unbroken["sha256"]
     ours, _ = load_ensemble(tmp_path / "broken.safetensors")
     theirs, _ = load_ensemble(tmp_path / "unbroken.safetensors")
@@ -192,6 +194,41 @@ def test_lines_of_a_log_that_are_no_records_are_left_out(tmp_path: Path) -> None
     log.path.write_bytes((written + odd).encode() + b"\xff\xfe\n")
     log.finish(1, 2)
     assert log.path.read_text() == written
+
+
+def test_a_picture_leaves_the_drawings_of_the_caller_alone(tmp_path: Path) -> None:
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    from flows.scaling_law import draw
+    from gnome.models.scaling import PowerLaw
+
+    with plt.rc_context():
+        mpl.use("agg")
+        plt.figure()
+        before = mpl.get_backend(), plt.get_fignums()
+        log = TrainingLog(tmp_path / "m.safetensors")
+        log.add(0, EpochRecord(epoch=1, learning_rate=1e-3, train_mae=0.2, validation_mae=0.3))
+        labels = np.array([-1.0, -0.5, np.nan, 0.25])
+        log.finish(1, 1, Parity(labels=labels, predicted=labels + 0.01))
+        points = [{"n_train": n, "errors": {"mae": n**-0.5}} for n in (10, 100, 1000)]
+        law = {
+            "points": points,
+            "laws": {"mae": vars(PowerLaw.fit([10, 100, 1000], [point["errors"]["mae"] for point in points]))},
+        }
+        draw(law, tmp_path / "law.svg")
+        assert (mpl.get_backend(), plt.get_fignums()) == before
+        plt.close("all")
+    assert "<!-- validation: 3, MAE 10 meV/atom -->" in log.picture.read_text(), "a label that is not known is left out"
+
+
+def test_the_case_of_a_switched_backend() -> None:
+    root = Path(__file__).resolve().parent.parent.parent.parent
+    case = root.parent / "shared" / "cases" / "loop-faults" / "mpl.py"
+    if not case.exists():
+        pytest.skip(f"{case} is not here")
+    done = subprocess.run([sys.executable, case], cwd=root, capture_output=True, text=True, check=True, timeout=100)
+    assert done.stdout.split() == ["before", "agg", "after", "agg"]
 
 
 def test_the_log_of_weights_is_kept_until_those_are_replaced(tmp_path: Path) -> None:
