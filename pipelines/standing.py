@@ -95,8 +95,8 @@ class _Asked:
 def ask_at_once(judge: FormulaJudge, compositions: Sequence[Mapping[int, int]]) -> FormulaJudge:
     """Ask a judge for all compositions together, which is much faster than in small pieces; what is returned answers for these alone."""
     keys = [key for key in {_key(composition): None for composition in compositions} if {z for z, _ in key} <= judge.elements]
-    probabilities = judge.probabilities_stable([dict(key) for key in keys]) if keys else []
-    return _Asked(judge.elements, dict(zip(keys, map(float, probabilities), strict=True)))
+    probabilities = judge.probabilities_stable([dict(key) for key in keys]).tolist() if keys else []
+    return _Asked(judge.elements, dict(zip(keys, probabilities, strict=True)))
 
 
 def formula_checks(compositions: Sequence[Mapping[int, int]], judge: FormulaJudge | None) -> list[float | None]:
