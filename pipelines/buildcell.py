@@ -205,7 +205,7 @@ def parse_cell(text: str) -> Crystal:
     """
     found = _BLOCK.findall(text)
     blocks = {name.upper(): _rows(body) for name, body in found}
-    if len(blocks) < len(found) or _LATTICES <= blocks.keys() or _POSITIONS <= blocks.keys():
+    if len(blocks) < len(found) or blocks.keys() >= _LATTICES or blocks.keys() >= _POSITIONS:
         raise InvalidInput("buildcell's output is no cell: lattice or positions stand there twice")
     try:
         if "LATTICE_CART" in blocks:
