@@ -141,7 +141,7 @@ def evaluator_of(settings: Settings, name: str) -> Evaluator:
         return make_evaluator(name, wait=True)
     limits = WorkerLimits(seconds=settings.evaluation_seconds, memory_bytes=int(settings.evaluation_memory_gb * 2**30))
     if name == "chgnet":
-        return make_evaluator(name, workers=settings.workers, limits=limits)
+        return make_evaluator(name, workers=settings.workers, limits=limits, device=str(device_of(settings)))
     kept = settings.data_folder / "references" / f"{name}.json"
     return make_evaluator(name, workers=settings.workers, limits=limits, references_path=kept)
 
