@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -73,11 +73,12 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
     """
 
     precision: Precision = "fp32"
+    kinds: ClassVar[tuple[str, ...]] = (StructuralNetwork.kind, AngularNetwork.kind)
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu", precision: Precision = "fp32") -> Self:
         """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
-        members, card = load_kind(path, "structural", (StructuralNetwork.kind, AngularNetwork.kind), device)
+        members, card = load_kind(path, "structural", cls.kinds, device)
         loaded = cls([member for member in members if isinstance(member, CrystalNetwork)], card, precision)
         try:
             _ = loaded.calibration
