@@ -19,7 +19,7 @@ from gnome.errors import GnomeError
 
 @flow(name="campaign", persist_result=True, result_serializer="json")
 def campaign_flow(
-    settings: dict[str, Any], round_settings: dict[str, Any], campaign: dict[str, int], resume: bool = False
+    settings: dict[str, Any], round_settings: dict[str, Any], campaign: dict[str, Any], resume: bool = False
 ) -> list[dict[str, Any]]:
     """Run a campaign; its shards are tasks, its progress and its table are artifacts.  Returns one row a round."""
     wanted = RoundSettings.from_dict(round_settings)
