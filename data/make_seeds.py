@@ -12,11 +12,12 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from isotypes import isotypes
 from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 from structure_types import build
 
@@ -26,11 +27,18 @@ from dft_stub.relaxer import Relaxation, RelaxSettings, relax, relaxation_method
 from gnome.crystals.convert import from_structure
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import COVALENT_RADIUS, SYMBOLS
+from gnome.crystals.formats import ReadCrystal, read_crystals
+from gnome.crystals.formula import parse_formula, reduced_formula
+from gnome.crystals.identity import primitive_crystal
 from gnome.models.datasets import VALIDATION_BUCKETS, split_bucket
+from gnome.models.ensemble import StructuralEnsemble
 
 HERE = Path(__file__).parent
 SETTINGS = RelaxSettings(max_steps=500)
-MAX_LIBRARY_ATOMS = 20
+MAX_LIBRARY_ATOMS = 40
+MAX_KNOWN_ATOMS = 40
+STRUCTURES_TRIED = 3
+COD_FOLDER = Path("/usr/share/avogadro2/crystals")
 VALIDATION_ATTEMPTS = 9000
 VALIDATION_MAX_ATOMS = 12
 
@@ -62,10 +70,16 @@ def main() -> None:
     """Relax everything, then write the outputs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/seeds"), help="folder of the checkpoint")
+    parser.add_argument("--list", type=Path, help="write what is to be relaxed into this file, and stop: for relaxing elsewhere")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # pymatgen's remarks on its own library
     relaxer = Relaxer(arguments.work / "relaxed.jsonl")
-    outcomes = [(job, relaxer(job)) for job in [*element_jobs(), *library_jobs(), *textbook_jobs()]]
+    jobs = [*element_jobs(), *library_jobs(), *textbook_jobs(), *cod_jobs()]
+    jobs += known_jobs(jobs)
+    if arguments.list is not None:
+        arguments.list.write_text("".join(json.dumps({"source": job.source, **job.crystal.to_dict()}) + "\n" for job in jobs))
+        return
+    outcomes = [(job, relaxer(job)) for job in jobs]
     from assemble_seeds import write_seeds, write_validation  # noqa: PLC0415  # not needed while relaxing
 
     seeds = write_seeds(outcomes, relaxer.method, HERE)
@@ -141,6 +155,31 @@ def library_jobs() -> Iterator[Job]:
             yield Job(
                 from_structure(structure), f"prototype library: {structure.composition.reduced_formula} {tags['aflow']}{mineral}"
             )
+
+
+def cod_jobs() -> Iterator[Job]:
+    """Yield the crystals of the Crystallography Open Database that Debian's libavogadro-data carries, up to 40 atoms."""
+    if not COD_FOLDER.is_dir():
+        raise SystemExit(f"{COD_FOLDER} is not there: apt-get install libavogadro-data")
+    for path in sorted(COD_FOLDER.rglob("*.cif")):
+        for item in read_crystals(path):
+            if isinstance(item, ReadCrystal) and set(item.crystal.composition) <= CHGNetPotential.elements:
+                crystal = primitive_crystal(item.crystal)
+                if crystal.n_atoms <= MAX_KNOWN_ATOMS:
+                    yield Job(crystal, f"COD, from libavogadro-data: {crystal.reduced_formula} {path.stem}")
+
+
+def known_jobs(jobs: Sequence[Job]) -> Iterator[Job]:
+    """Yield structures of the compounds of known_compounds.csv that no other job is one of, in the likeness of those that others are."""
+    have = {job.crystal.reduced_formula for job in jobs}
+    named = [formula for row in _rows("known_compounds.csv") for formula in row["formulas"].split()]
+    wanted = [formula for formula in dict.fromkeys(named) if reduced_formula(parse_formula(formula)) not in have]
+    templates = [(job.crystal, job.source) for job in jobs if job.crystal.n_atoms <= MAX_KNOWN_ATOMS]
+    ensemble = StructuralEnsemble.load(HERE / "ensembles" / "structural.safetensors")
+    for formula, found in isotypes(wanted, templates, ensemble, most=STRUCTURES_TRIED).items():
+        report(f"{formula}: {len(found)} structures to try")
+        for crystal, template in found:
+            yield Job(crystal, f"known compound: {formula} as {template}")
 
 
 def textbook_jobs() -> Iterator[Job]:

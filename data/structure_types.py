@@ -18,15 +18,17 @@ Position = tuple[float | str, float | str, float | str]
 
 @dataclass(frozen=True)
 class StructureType:
-    """Space group symbol, crystal family of the axes, positions and the usual value of the free coordinate."""
+    """Space group symbol, crystal family of the axes, positions, the usual value of the free coordinate, and beta in degrees."""
 
     space_group: str
     family: str
     positions: tuple[Position, ...]
     x: float = 0.0
+    beta: float = 90.0
 
 
 _CUBIC, _TETRAGONAL, _HEXAGONAL, _ORTHORHOMBIC = "cubic", "tetragonal", "hexagonal", "orthorhombic"
+_MONOCLINIC = "monoclinic"
 _Q, _T, _S = 0.25, 1 / 3, 2 / 3
 
 STRUCTURE_TYPES: dict[str, StructureType] = {
@@ -102,6 +104,49 @@ STRUCTURE_TYPES: dict[str, StructureType] = {
     "K2NiF4": StructureType("I4/mmm", _TETRAGONAL, ((0, 0, 0.355), (0, 0, 0), (0, 0.5, 0), (0, 0, "x")), 0.155),
     "K2PtCl6": StructureType("Fm-3m", _CUBIC, ((_Q, _Q, _Q), (0, 0, 0), ("x", 0, 0)), 0.24),
     "elpasolite": StructureType("Fm-3m", _CUBIC, ((_Q, _Q, _Q), (0.5, 0.5, 0.5), (0, 0, 0), ("x", 0, 0)), 0.25),
+    "gamma-LiFeO2": StructureType("I4_1/amd", _TETRAGONAL, ((0, 0, 0.5), (0, 0, 0), (0, 0, "x")), 0.24),
+    "brucite": StructureType("P-3m1", _HEXAGONAL, ((0, 0, 0), (_T, _S, 0.22), (_T, _S, 0.42))),
+    "aragonite": StructureType(
+        "Pnma", _ORTHORHOMBIC, ((0.2403, _Q, 0.585), (0.0862, _Q, 0.2378), (0.0962, _Q, 0.0775), (0.0862, 0.4736, 0.3190))
+    ),
+    "olivine": StructureType(
+        "Pnma",
+        _ORTHORHOMBIC,
+        ((0, 0, 0), (0.282, _Q, 0.975), (0.095, _Q, 0.418), (0.097, _Q, 0.743), (0.457, _Q, 0.206), (0.166, 0.047, 0.285)),
+    ),
+    "beta-Li3PO4": StructureType(
+        "Pmn2_1",
+        _ORTHORHOMBIC,
+        ((0.248, 0.328, 0.986), (0, 0.157, 0.489), (0, 0.824, 0), (0.208, 0.687, 0.896), (0, 0.106, 0.902), (0, 0.814, 0.319)),
+    ),
+    "beta-K2SO4": StructureType(
+        "Pnma",
+        _ORTHORHOMBIC,
+        ((0.674, _Q, 0.411), (0.989, _Q, 0.704), (0.233, _Q, 0.420), (0.038, _Q, 0.417), (0.297, _Q, 0.558), (0.301, 0.041, 0.352)),
+    ),
+    "berlinite": StructureType(
+        "P3_121", _HEXAGONAL, ((0.466, 0, _T), (0.467, 0, 5 / 6), (0.416, 0.292, 0.398), (0.416, 0.258, 0.884))
+    ),
+    "scheelite": StructureType("I4_1/a", _TETRAGONAL, ((0, 0, 0.5), (0, 0, 0), (0.241, 0.151, 0.086))),
+    "wolframite": StructureType(
+        "P2/c", _MONOCLINIC, ((0.5, 0.68, _Q), (0, 0.18, _Q), (0.215, 0.10, 0.565), (0.25, 0.375, 0.11)), beta=90.5
+    ),
+    "Li2SnO3": StructureType(
+        "C2/m",
+        _MONOCLINIC,
+        ((0, 0.5, 0), (0, 0, 0.5), (0, 0.661, 0.5), (0, 0.167, 0), (0.219, 0, 0.227), (0.254, 0.321, 0.223)),
+        beta=109.3,
+    ),
+    # a few with molecules, chains and layers
+    "SnF4": StructureType("I4/mmm", _TETRAGONAL, ((0, 0, 0), (0, 0.5, 0), (0, 0, 0.237))),
+    "alpha-UF5": StructureType("I4/m", _TETRAGONAL, ((0, 0, 0), (0, 0, 0.5), (0.315, 0.113, 0))),
+    "XeF2": StructureType("I4/mmm", _TETRAGONAL, ((0, 0, 0), (0, 0, "x")), 0.284),
+    "Na2O2": StructureType("P-62m", _HEXAGONAL, ((0.297, 0, 0), (0.632, 0, 0.5), (0, 0, 0.168), (_T, _S, 0.332))),
+    "Li2O2": StructureType("P6_3/mmc", _HEXAGONAL, ((0, 0, 0), (_T, _S, _Q), (_T, _S, 0.6486))),
+    "B-Nb2O5": StructureType(
+        "C2/c", _MONOCLINIC, ((0.141, 0.244, 0.247), (0, 0.109, _Q), (0.295, 0.377, 0.419), (0.105, 0.425, 0.002)), beta=105.0
+    ),
+    "Ba(NO3)2": StructureType("Pa-3", _CUBIC, ((0, 0, 0), (0.351, 0.351, 0.351), (0.287, 0.286, 0.477))),
 }  # fmt: skip
 
 _SPLIT_SITES = {
@@ -114,6 +159,18 @@ _SPLIT_SITES = {
     "bixbyite": (0, 0, 1),
     "tysonite": (0, 1, 1, 1),
     "YF3": (0, 1, 1),
+    "aragonite": (0, 1, 2, 2),
+    "olivine": (0, 1, 2, 3, 3, 3),
+    "beta-Li3PO4": (0, 0, 1, 2, 2, 2),
+    "beta-K2SO4": (0, 0, 1, 2, 2, 2),
+    "berlinite": (0, 1, 2, 2),
+    "wolframite": (0, 1, 2, 2),
+    "Li2SnO3": (0, 0, 0, 1, 2, 2),
+    "SnF4": (0, 1, 1),
+    "alpha-UF5": (0, 1, 1),
+    "Na2O2": (0, 0, 1, 1),
+    "Li2O2": (0, 0, 1),
+    "B-Nb2O5": (0, 1, 1, 1),
 } | dict.fromkeys(("dhcp", "alpha-Mn", "alpha-S"), (0, 0, 0, 0))
 """Types in which one element fills several positions: which element of the formula goes where."""
 
@@ -130,7 +187,7 @@ def build(formula: str, type_name: str, a: float, b: float = 0.0, c: float = 0.0
     species = [elements[i] for i in sites[: len(kind.positions)]]
     coords = [[_value(value, free) for value in position] for position in kind.positions]
     _space_group(kind.space_group)
-    structure = Structure.from_spacegroup(kind.space_group, _lattice(kind.family, a, b, c), species, coords)
+    structure = Structure.from_spacegroup(kind.space_group, _lattice(kind, a, b, c), species, coords)
     if not structure.composition.reduced_composition.almost_equals(Composition(formula).reduced_composition):
         raise ValueError(f"{formula} as {type_name} gives {structure.composition.reduced_formula}")
     return MoyoAdapter.get_structure(MoyoDataset(MoyoAdapter.from_structure(structure)).prim_std_cell)
@@ -148,7 +205,10 @@ def _value(value: float | str, free: float) -> float:
     return 2 * free if value == "2x" else float(value)
 
 
-def _lattice(family: str, a: float, b: float, c: float) -> Lattice:
+def _lattice(kind: StructureType, a: float, b: float, c: float) -> Lattice:
+    family = kind.family
+    if family == _MONOCLINIC:
+        return Lattice.monoclinic(a, b, c, kind.beta)
     if family == _CUBIC:
         return Lattice.cubic(a)
     if family == _TETRAGONAL:

@@ -144,19 +144,31 @@ def show_command(
 
 @app.command("import")
 def import_command(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="CIF, POSCAR, extxyz, JSON, CSV, Parquet, or a folder of them.")
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE...", help="CIF, POSCAR, extxyz, JSON, CSV, Parquet, also as .gz, or folders of them."),
     ],
     method: Annotated[
         str, typer.Option(help="Name for the method of energies that come with the files; its own hull is kept under it.")
     ] = "",
     evaluator: Annotated[str, typer.Option(help="Relaxes crystals that come without energies.")] = "",
+    energy_key: Annotated[
+        str,
+        typer.Option(
+            help="Take the total energy from this field, such as REF_energy: eV per cell, or per atom where it ends so."
+        ),
+    ] = "",
+    run_type: Annotated[
+        str, typer.Option(help="Of energies of several run types, import those of this one, such as R2SCAN.")
+    ] = "",
     report: Annotated[Path | None, typer.Option(help="Write what was refused here, one line each.")] = None,
     as_json: Json = False,
 ) -> None:
     """Import known crystals: with energies into the hull of their method, without by relaxing them first.
 
-    gnome import mp_entries.json --method mp-2026   |   gnome import my_cifs/ --evaluator chgnet
+    Total energies need the elements' entries beside them; formation_energy_per_atom (Materials Project) is taken as it is given.
+
+    gnome import mp_entries.json.gz --method mp-2026   |   gnome import my_cifs/ --evaluator chgnet
     """
     from flows.importing import import_crystals  # noqa: PLC0415
     from flows.progress import Bars  # noqa: PLC0415
@@ -165,15 +177,17 @@ def import_command(
     settings = Settings()
     console = make_console(stderr=True)
     if report is not None:
-        check_report(report, source)
+        for source in sources:
+            check_report(report, source)
     with open_workspace(settings, evaluator=evaluator or None, listener=Bars(console)) as workspace:
-        done = import_crystals(workspace, source, method_name=method)
+        done = import_crystals(workspace, *sources, method_name=method, energy_key=energy_key, run_type=run_type)
     lines = [f"{refusal.label}: {refusal.reason}: {refusal.message}" for refusal in done.refused]
     if report is not None:
         with atomic_write(report) as temporary:
             temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     if as_json:
-        print_json({"imported": done.n_imported, "known": done.n_known, "refused": lines, "method": done.method})
+        counts = {"imported": done.n_imported, "known": done.n_known}
+        print_json({**counts, "refused": lines, "method": done.method, "notes": list(done.notes)})
         raise typer.Exit(0 if done.n_imported or done.n_known else 1)
     for line in lines[:20]:
         console.print(f"refused {line}", soft_wrap=True)

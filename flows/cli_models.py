@@ -10,13 +10,20 @@ import typer
 from flows.cli import app, make_console, print_json
 from flows.settings import Settings
 from gnome.errors import InvalidInput
-from gnome.quantities import Quantity
+from gnome.quantities import STABLE_TOLERANCE, Quantity
 
 if TYPE_CHECKING:
     from flows.training import TrainRequest
 
-CRYSTAL_COLUMNS = (Quantity.E_FORM_PER_ATOM, Quantity.SPREAD, Quantity.P_STABLE)
-"""What is printed of a predicted crystal."""
+HULL_COLUMNS = (
+    Quantity.DECOMPOSITION_ENERGY,
+    Quantity.E_ABOVE_HULL,
+    Quantity.P_STABLE,
+    Quantity.N_COMPETING,
+    Quantity.SUPPORTED,
+)
+"""What is printed of a predicted crystal that a hull judges."""
+OWN_COLUMNS = (Quantity.NOTE, Quantity.REFUSED)
 SMALLEST = 1000
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON: a list in the order of the input.")]
 
@@ -24,7 +31,8 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON: a list in th
 @app.command("predict")
 def predict_command(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="CIF, POSCAR, extxyz, JSON, CSV, Parquet, or folders; see --formula.")
+        list[str],
+        typer.Argument(metavar="FILE...", help="CIF, POSCAR, extxyz, JSON, CSV, Parquet, .gz of them, folders; see --formula."),
     ],
     formula: Annotated[
         bool, typer.Option("--formula", help="The arguments are formulas, or files of them (.txt, .csv, .parquet).")
@@ -56,7 +64,7 @@ def predict_command(
     if formula:
         from flows.predicting_formulas import ENERGIES, predict_formulas  # noqa: PLC0415
 
-        columns: tuple[tuple[str, ...], tuple[str, ...]] = ("formula", *ENERGIES, Quantity.REFUSED), ()
+        columns: tuple[tuple[str, ...], tuple[str, ...]] = ("formula", *ENERGIES, *OWN_COLUMNS), (Quantity.NO_P_STABLE,)
         if volumes != 1:
             raise InvalidInput(f"--volumes {volumes}: a formula has no volume; leave it out with --formula")
         if hull is not None:
@@ -70,13 +78,18 @@ def predict_command(
         from flows.predicting import predict_files  # noqa: PLC0415
         from flows.progress import Bars  # noqa: PLC0415
 
-        names = (Quantity.ID, Quantity.REDUCED_FORMULA, *CRYSTAL_COLUMNS, Quantity.REFUSED)
-        columns = names, (Quantity.E_FORM_UNCERTAINTY, "hull")
+        energies = (Quantity.E_FORM_PER_ATOM, Quantity.SPREAD, *HULL_COLUMNS)
+        columns = (
+            (Quantity.REDUCED_FORMULA, *energies, *OWN_COLUMNS),
+            (Quantity.ID, Quantity.E_FORM_UNCERTAINTY, Quantity.NO_P_STABLE, "hull"),
+        )
         given, listener = [Path(file) for file in files], Bars(make_console(stderr=True))
         rows = predict_files(Settings(), given, model=model, volumes=volumes, hull=hull, listener=listener)
     _print_predictions(rows, as_json=as_json, as_csv=as_csv, columns=columns)
-    if not (formula or as_json or as_csv):
-        _print_what_stable_means(rows, volumes)
+    if not (as_json or as_csv):
+        _print_what_stable_means(rows)
+    if all(row[Quantity.REFUSED] for row in rows):  # a script must not take it for an answer
+        raise typer.Exit(1)
 
 
 def _print_predictions(
@@ -120,26 +133,33 @@ def evaluate_command(
     )
 
 
-def _print_what_stable_means(rows: list[dict[str, Any]], volumes: int) -> None:
-    if hulls := sorted({str(row["hull"]) for row in rows if row["hull"]}):
-        make_console().print(
-            f"p_stable: of lying on or below the hull of known phases under {', '.join(hulls)}; a phase that is on it itself has about 0.5"
-        )
-    if reasons := {_why_no_probability(row, volumes) for row in rows} - {""}:
-        make_console().print(f"no p_stable where {'; or '.join(sorted(reasons))}")
+def _print_what_stable_means(rows: list[dict[str, Any]]) -> None:
+    console = make_console()
+    for hull in sorted({str(row["hull"]) for row in rows if row.get("hull")}):
+        if said := _verdict(hull, [row for row in rows if row.get("hull") == hull]):
+            console.print(said)
+        console.print("p_stable: of lying on or below the hull of known phases; a phase that is on it itself has about 0.5")
+    answered = [row for row in rows if not row[Quantity.REFUSED]]
+    if reasons := {str(row[Quantity.NO_P_STABLE]) for row in answered if row[Quantity.NO_P_STABLE]}:
+        console.print(f"no p_stable where {'; or '.join(sorted(reasons))}")
 
 
-def _why_no_probability(row: dict[str, Any], volumes: int) -> str:
-    """Say why a predicted crystal has no probability; empty where it has one, or was refused."""
-    if row[Quantity.E_FORM_PER_ATOM] is None or row[Quantity.P_STABLE] is not None:
-        return ""
-    if row["hull"] not in {None, row[Quantity.METHOD]}:
-        return f"too few candidates were evaluated under {row['hull']} to learn from how far predictions are off: run more rounds"
-    if volumes != 1:
-        return "several volumes are tried, for which the ensemble's errors are not known"
-    if row["hull"] is None:
-        return "no known phases have the elements: run a round, import crystals, or give --hull"
-    return "the ensemble's errors were never measured: its card has no calibration"
+def _verdict(hull: str, rows: list[dict[str, Any]]) -> str:
+    """Count predicted compounds on a hull or below; what competes with elements alone is not called stable.
+
+    Empty where there are none but elements.
+    """
+    compounds = [row for row in rows if row[Quantity.SUPPORTED] is not None]
+    on_hull = [row for row in compounds if row[Quantity.E_ABOVE_HULL] <= STABLE_TOLERANCE]
+    alone = [row for row in on_hull if not row[Quantity.SUPPORTED]]
+    said = f"{len(on_hull)} of {len(compounds)} predicted stable against the known phases under {hull}"
+    if not alone:
+        return said if compounds else ""
+    return (
+        f"{len(on_hull)} of {len(compounds)} predicted on or below the hull of known phases under {hull}; of these {len(alone)} compete "
+        f"with elements alone (supported: no), which says little: import the known compounds of their systems. "
+        f"{len(on_hull) - len(alone)} predicted stable"
+    )
 
 
 def _write_csv(rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:
@@ -149,18 +169,27 @@ def _write_csv(rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:
 
 
 def _print_rows(rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:
+    """Print the columns that any row has something in."""
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for name in ("input", *names):
+    shown = ["input", *(name for name in names if any(row.get(name) is not None for row in rows))]
+    for name in shown:
         table.add_column(str(name), overflow="fold")
     for row in rows:
-        cells = [row["input"], *(row.get(name) for name in names)]
-        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell or "") for cell in cells))
+        table.add_row(*(_cell(row.get(name)) for name in shown))
     console = make_console()
     console.print(table)
     methods = sorted({str(row[Quantity.METHOD]) for row in rows if row.get(Quantity.METHOD)})
     console.print(f"energies in eV/atom under {', '.join(methods) or 'no method'}")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 @app.command("train")

@@ -1,68 +1,129 @@
 """Known crystals from files into the database."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dft_stub.evaluator import Evaluation
 from flows.assess import crystal_record, update_hull
 from flows.evaluating import answers
+from flows.importing_energies import Imported, has_energy, import_energies, without_energy
 from flows.workspace import Workspace
 from gnome.crystals.crystal import Crystal
-from gnome.crystals.elements import SYMBOLS
-from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
+from gnome.crystals.energy_fields import ALIASES, energy_per_atom_under, is_formation, unread_energies
+from gnome.crystals.formats import ReadCrystal, ReadItem, Refusal, read_crystals
 from gnome.crystals.identity import keys_to_search, same_crystal
 from gnome.database.leases import hold_round
 from gnome.database.records import CrystalRecord
-from gnome.errors import EvaluatorUnavailable, InvalidInput, RoundBusy
-from gnome.quantities import Quantity
+from gnome.errors import InvalidCrystal, InvalidInput, RoundBusy
+from gnome.quantities import STABLE_TOLERANCE, Quantity
 from gnome.stability.method import Method
-from gnome.stability.references import ElementalReferences
 
 
-@dataclass(frozen=True, kw_only=True)
-class Imported:
-    """What came of an import; `method` labels the hull that the crystals joined."""
+def import_crystals(
+    workspace: Workspace, *sources: Path, method_name: str = "", energy_key: str = "", run_type: str = ""
+) -> Imported:
+    """Import every crystal of files and folders; what cannot be used is reported, the rest goes in.
 
-    n_imported: int
-    n_known: int
-    refused: tuple[Refusal, ...]
-    method: str
-
-
-def import_crystals(workspace: Workspace, source: Path, *, method_name: str = "") -> Imported:
-    """Import every crystal of a file or folder; what cannot be used is reported, the rest goes in.
-
-    Crystals that all come with energies join the hull of the method named; its elemental references are the lowest entry of each
-    element among them and those imported under it before.  Crystals without energies are relaxed by the workspace's evaluator.
+    Crystals that come with energies join the hull of the method named (`importing_energies`), others are relaxed by the workspace's
+    evaluator.  `energy_key`: a field that holds the total energy, eV per cell (per atom where its name ends so), in place of `energy`;
+    `run_type`: the one to take of several.  Raises InvalidInput, with nothing imported, where a source is missing.
     """
+    _check_sources(sources)
+    if (energy_key or run_type) and not method_name:
+        option = f"--energy-key {energy_key}" if energy_key else f"--run-type {run_type}"
+        raise InvalidInput(f"{option}: goes with energies that are imported; name their method with --method")
     _refuse_open_round(workspace)  # before the reading, which may take long; once more when no round can begin
-    good: list[ReadCrystal] = []
-    refused: list[Refusal] = []
-    for item in read_crystals(source):
-        if isinstance(item, Refusal):
-            refused.append(item)
-        else:
-            good.append(item)
-    with_energy = [item for item in good if _energy(item) is not None]
+    good, refused = _read(sources, energy_key)
+    with_energy = [item for item in good if has_energy(item)]
+    where = ", ".join(map(str, sources))
     if with_energy and not method_name:
-        raise InvalidInput(f"{source}: {len(with_energy)} crystals come with energies; name their method with --method")
+        raise InvalidInput(f"{where}: {len(with_energy)} crystals come with energies; name their method with --method")
+    notes: list[str] = []
+    unread = Counter(name for item in good if not has_energy(item) for name in unread_energies(item.fields))
     if with_energy:
-        refused += [
-            Refusal(label=item.label, reason="no_energy", message="no energy, where others of this import have one")
-            for item in good
-            if _energy(item) is None
-        ]
+        refused += [without_energy(item) for item in good if not has_energy(item)]
     elif method_name and good:
-        raise InvalidInput(
-            f"{source}: --method {method_name!r} names the method of energies, and none of {len(good)} crystals comes with one; "
-            "leave it out to relax them"
+        raise InvalidInput(_no_energies(where, method_name, len(good), unread, energy_key))
+    elif unread:
+        notes.append(
+            f"{_counted(unread)}: not read as energies; these crystals are relaxed instead. To import them with such an energy: "
+            f"--method NAME {_advice(unread)}"
         )
+        workspace.listener.say(notes[0])  # before hours of work
     with hold_round(workspace.store):
         _refuse_open_round(workspace)
         if with_energy:
-            return _import_energies(workspace, with_energy, refused, method_name)
-        return _import_structures(workspace, good, refused)
+            done = import_energies(workspace, with_energy, refused, method_name, run_type)
+        else:
+            done = _import_structures(workspace, good, refused)
+    for note in done.notes:
+        workspace.listener.say(note)
+    return replace(done, notes=(*notes, *done.notes))
+
+
+def _check_sources(sources: Sequence[Path]) -> None:
+    """Refuse all before the work where one is missing."""
+    if missing := [str(source) for source in sources if not source.exists()]:
+        others = "; nothing was imported" if len(sources) > 1 else ""
+        raise InvalidInput(f"{', '.join(missing)}: no such file or folder{others}")
+
+
+def _read(sources: Sequence[Path], energy_key: str) -> tuple[list[ReadCrystal], list[Refusal]]:
+    """Read all sources; of several, one that is an empty folder costs itself."""
+    good: list[ReadCrystal] = []
+    refused: list[Refusal] = []
+    for source in sources:
+        try:
+            for item in read_crystals(source):
+                one = _with_energy(item, energy_key) if energy_key else item
+                (refused if isinstance(one, Refusal) else good).append(one)  # type: ignore[arg-type]
+        except InvalidInput as error:
+            if len(sources) == 1:
+                raise
+            refused.append(Refusal(label=str(source), reason="empty", message=str(error)))
+    return good, refused
+
+
+def _with_energy(item: ReadItem, key: str) -> ReadItem:
+    """Take the total energy of a crystal from the field named; the formation energy of the file, which is another's, no more."""
+    if isinstance(item, Refusal):
+        return item
+    try:
+        energy = energy_per_atom_under(item.fields, key, item.crystal.n_atoms)
+    except InvalidCrystal as error:
+        return Refusal(label=item.label, reason=error.reason, message=str(error))
+    if energy is not None and item.fields.get(Quantity.CORRECTION_PER_ATOM):
+        correction = f"a correction of {item.fields[Quantity.CORRECTION_PER_ATOM]:g} eV/atom stands beside it"
+        message = f"{key}: {correction}, and whether it is in there is not known; leave one of the two out"
+        return Refusal(label=item.label, reason="energy", message=message)
+    own = {Quantity.ENERGY_PER_ATOM, Quantity.E_FORM_PER_ATOM}
+    kept = {name: value for name, value in item.fields.items() if name not in own}
+    return replace(item, fields=kept | ({} if energy is None else {str(Quantity.ENERGY_PER_ATOM): energy}))
+
+
+def _no_energies(where: str, method_name: str, n: int, unread: Counter[str], energy_key: str) -> str:
+    asked = f" under {energy_key!r}" if energy_key else ""
+    there = f" There is {_counted(unread)}: {_advice(unread)}." if unread else ""
+    return (
+        f"{where}: --method {method_name!r} names the method of energies, and none of {n} crystals comes with one{asked}; "
+        f"leave it out to relax them.{there}"
+    )
+
+
+def _counted(unread: Counter[str]) -> str:
+    return ", ".join(f"{name} ({n} crystals)" for name, n in unread.most_common(5))
+
+
+def _advice(unread: Counter[str]) -> str:
+    """Say what to do about energies under names that nothing reads."""
+    total = next((name for name, _ in unread.most_common() if not is_formation(name)), None)
+    if total is None:
+        return (
+            f"formation energies are read from {' and '.join((*ALIASES, Quantity.E_FORM_PER_ATOM))} (eV/atom); rename the field"
+        )
+    return f"--energy-key {total} if that is the total energy (eV per cell, or per atom where the name ends so)"
 
 
 def _refuse_open_round(workspace: Workspace) -> None:
@@ -72,60 +133,6 @@ def _refuse_open_round(workspace: Workspace) -> None:
             f"round {unfinished.number} is unfinished, and an import would change what it works on; finish it with `gnome discover`, "
             "or give it up with `gnome campaign abandon`"
         )
-
-
-def _import_energies(workspace: Workspace, items: Sequence[ReadCrystal], refused: list[Refusal], name: str) -> Imported:
-    method = Method(code="imported", functional=name)
-    lowest: dict[str, ReadCrystal] = {}
-    for item in sorted(items, key=lambda item: (_energy(item) or 0.0) + _correction(item), reverse=True):
-        lowest[item.crystal.id] = item
-    n_same = len(items) - len(lowest)
-    items = [item for item in items if lowest[item.crystal.id] is item]
-    before = _references(workspace, (), method)
-    references = _references(workspace, items, method)
-    if moved := sorted(z for z, energy in before.energies.items() if references.energies[z] < energy - 1e-9):
-        raise InvalidInput(
-            f"{', '.join(SYMBOLS[z] for z in moved)}: this import holds a lower form of the element than those under {name!r} "
-            "before, whose formation energies would all change; import everything again under another --method"
-        )
-    records = []
-    for item in items:
-        energy, correction = _energy(item) or 0.0, _correction(item)
-        try:
-            e_form = references.formation_energy_per_atom(item.crystal.composition, energy, correction)
-            records.append(
-                crystal_record(
-                    item.crystal,
-                    method,
-                    e_form_per_atom=e_form,
-                    energy_per_atom=energy,
-                    correction_per_atom=correction,
-                    origin="imported",
-                    source=item.label,
-                )
-            )
-        except EvaluatorUnavailable as error:
-            refused.append(Refusal(label=item.label, reason="no_reference", message=str(error)))
-        except InvalidInput as error:
-            refused.append(Refusal(label=item.label, reason="implausible", message=str(error)))
-    n = workspace.store.add_crystals(records)
-    update_hull(workspace.store, method.label)
-    return Imported(n_imported=n, n_known=len(records) - n + n_same, refused=tuple(refused), method=method.label)
-
-
-def _references(workspace: Workspace, items: Iterable[ReadCrystal], method: Method) -> ElementalReferences:
-    lowest: dict[int, float] = {}
-    elements = [
-        (stored.crystal, stored.row["energy_per_atom"] + stored.row["correction_per_atom"])
-        for stored in workspace.store.crystals_of(method.label)
-        if stored.row["energy_per_atom"] is not None
-    ]
-    elements += [(item.crystal, (_energy(item) or 0.0) + _correction(item)) for item in items]
-    for crystal, energy in elements:
-        if len(crystal.composition) == 1:
-            (z,) = crystal.composition
-            lowest[z] = min(energy, lowest.get(z, float("inf")))
-    return ElementalReferences(method=method.label, energies=lowest)
 
 
 def _import_structures(workspace: Workspace, items: Sequence[ReadCrystal], refused: list[Refusal]) -> Imported:
@@ -145,6 +152,7 @@ def _import_structures(workspace: Workspace, items: Sequence[ReadCrystal], refus
         else:
             waiting[item.crystal.id] = item
     n_imported = 0
+    lower: dict[str, float] = {}
     with workspace.listener.stage("relaxing", len(waiting), "crystals") as count:
         for evaluation in answers(evaluator, {identifier: item.crystal for identifier, item in waiting.items()}):
             count()
@@ -155,10 +163,17 @@ def _import_structures(workspace: Workspace, items: Sequence[ReadCrystal], refus
                 n_known += 1
             else:
                 record = _imported(evaluation, method, _source(item))
+                if len(record.crystal.composition) == 1 and record.e_form_per_atom < -STABLE_TOLERANCE:
+                    formula = record.crystal.reduced_formula
+                    lower[formula] = min(record.e_form_per_atom, lower.get(formula, 0.0))
                 n_imported += workspace.store.add_crystals([record])
                 changed.append(record.crystal)
     update_hull(workspace.store, method.label, changed=changed)
-    return Imported(n_imported=n_imported, n_known=n_known, refused=tuple(refused), method=method.label)
+    notes = tuple(
+        f"{formula}: {-e_form:.3f} eV/atom below the reference of the element under {method.label}; the references stay as they are"
+        for formula, e_form in sorted(lower.items())
+    )
+    return Imported(n_imported=n_imported, n_known=n_known, refused=tuple(refused), method=method.label, notes=notes)
 
 
 def _imported(evaluation: Evaluation, method: Method, source: str) -> CrystalRecord:
@@ -172,15 +187,6 @@ def _imported(evaluation: Evaluation, method: Method, source: str) -> CrystalRec
         origin="imported",
         source=source,
     )
-
-
-def _energy(item: ReadCrystal) -> float | None:
-    value = item.fields.get(Quantity.ENERGY_PER_ATOM)
-    return None if value is None else float(value)
-
-
-def _correction(item: ReadCrystal) -> float:
-    return float(item.fields.get(Quantity.CORRECTION_PER_ATOM) or 0.0)
 
 
 def _source(item: ReadCrystal) -> str:

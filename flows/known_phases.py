@@ -40,7 +40,7 @@ def known_phases(
     method, else those of the method it has most crystals of.  An offset is fitted at `volumes`, and kept beside the database.
     """
     if table is not None:
-        return KnownPhases(read_hull(table, ensemble.method))
+        return KnownPhases(read_hull(table, ensemble.method, listener))
     if not database_exists(settings.database):
         return None
     with Store.open(settings.database, read_only=True) as store:

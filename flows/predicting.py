@@ -37,8 +37,14 @@ ANSWERED = (
     Quantity.E_FORM_PER_ATOM,
     Quantity.SPREAD,
     Quantity.E_FORM_UNCERTAINTY,
+    Quantity.DECOMPOSITION_ENERGY,
+    Quantity.E_ABOVE_HULL,
     Quantity.P_STABLE,
+    Quantity.NO_P_STABLE,
+    Quantity.N_COMPETING,
+    Quantity.SUPPORTED,
     "hull",
+    Quantity.NOTE,
     Quantity.REFUSED,
 )
 """What a predicted crystal's row has, None where it could not be answered."""
@@ -72,6 +78,10 @@ def predict_files(
     settings: Settings, files: Sequence[Path], *, model: Path | None, volumes: int, hull: Path | None, listener: Listener
 ) -> list[Row]:
     """Predict every crystal of the files under the method of the model's labels, and whether it is stable against known phases.
+
+    A crystal is judged where the hull has all of its elements: decomposition energy and distance above the hull, through an offset where
+    the hull's method is another; how many compounds compete; and whether any does, or the elements alone, in which case the verdict is not
+    supported.  For an element, which competes with its reference, that says nothing.
 
     What is known of the ensemble's errors holds for cells as they are: with several volumes, and no offset fitted at these, neither
     uncertainties nor probabilities are given.
@@ -109,23 +119,76 @@ def predict_files(
         row[Quantity.VOLUME_SCALE] = float(energies.volume_scale[i])
         row[Quantity.METHOD] = ensemble.method
         row["model"] = ensemble.model_id
-    if phases is not None and (volumes == 1 or phases.offset is not None):
-        _add_probabilities(known, energies, ensemble, phases)
+    _add_notes(known, ensemble)
+    if phases is not None:
+        _judge(known, energies, phases)
+        if volumes == 1 or phases.offset is not None:
+            _add_probabilities(known, energies, ensemble, phases)
+    for row, crystal in known:
+        row[Quantity.NO_P_STABLE] = _why_no_probability(row, crystal, phases, volumes)
     return rows
+
+
+def _add_notes(known: Sequence[tuple[Row, Crystal]], ensemble: StructuralEnsemble) -> None:
+    """Say where the networks saw no neighbours, and that elements are measured against their own lowest form."""
+    lonely = ensemble.lonely_atoms([crystal for _, crystal in known])
+    for (row, crystal), n in zip(known, lonely.tolist(), strict=True):
+        notes = []
+        if n:
+            which = "no atom has" if n == crystal.n_atoms else f"{n} of {crystal.n_atoms} atoms have no"
+            rests = "the composition alone" if n == crystal.n_atoms else "the others' surroundings"
+            seen = f"{which} a neighbour" if n == crystal.n_atoms else f"{which} neighbour"
+            notes.append(f"{seen} within the network's {ensemble.cutoff:g} angstrom: the energy rests on {rests}")
+        if len(crystal.composition) == 1:
+            notes.append("element: its lowest form is the reference, 0 by convention")
+        row[Quantity.NOTE] = "; ".join(notes) or None
+
+
+def _judge(known: Sequence[tuple[Row, Crystal]], energies: EnsembleEnergies, phases: KnownPhases) -> None:
+    """Add where crystals lie against a hull that has their elements, and what competes there."""
+    judged = [i for i, (_, crystal) in enumerate(known) if set(crystal.composition) <= phases.hull.elements]
+    compositions = [known[i][1].composition for i in judged]
+    corrections = [phases.offset.correction(composition) if phases.offset else 0.0 for composition in compositions]
+    e_forms = energies.e_form_per_atom[judged] + np.array(corrections)
+    decomposition = phases.hull.decomposition_energies(compositions, e_forms)
+    above = phases.hull.e_above_hulls(compositions, e_forms)
+    for place, i in enumerate(judged):
+        row, composition = known[i][0], compositions[place]
+        row["hull"] = phases.hull.method
+        row[Quantity.DECOMPOSITION_ENERGY] = float(decomposition[place])
+        row[Quantity.E_ABOVE_HULL] = float(above[place])
+        if len(composition) > 1:
+            row[Quantity.N_COMPETING] = phases.hull.n_competing(composition)
+            row[Quantity.SUPPORTED] = row[Quantity.N_COMPETING] > 0
+
+
+def _why_no_probability(row: Row, crystal: Crystal, phases: KnownPhases | None, volumes: int) -> str | None:
+    """Say why a predicted crystal has no probability; None where it has one."""
+    if row[Quantity.P_STABLE] is not None:
+        return None
+    if phases is not None and phases.offset is not None and row["hull"] is not None:
+        return f"too few candidates were evaluated under {row['hull']} to learn from how far predictions are off: run more rounds"
+    if volumes != 1:
+        return "several volumes are tried, for which the ensemble's errors are not known"
+    if phases is None:
+        return "no known phases have the elements: run a round, import crystals, or give --hull"
+    if row["hull"] is None:
+        lacking = ", ".join(SYMBOLS[z] for z in sorted(set(crystal.composition) - phases.hull.elements))
+        return f"no known phases have the elements: the hull of {phases.hull.method} lacks {lacking}; import crystals, or give --hull"
+    return "the ensemble's errors were never measured: its card has no calibration"
 
 
 def _add_probabilities(
     known: Sequence[tuple[Row, Crystal]], energies: EnsembleEnergies, ensemble: StructuralEnsemble, phases: KnownPhases
 ) -> None:
-    """Add the probability of lying on or below the hull, where the hull has all elements, and the label of its method."""
+    """Add the probability of lying on or below the hull, where the hull has all elements."""
     judged = [i for i, (_, crystal) in enumerate(known) if set(crystal.composition) <= phases.hull.elements]
     found = probabilities_stable(
         ensemble, phases.hull, energies.of(judged), [known[i][1].composition for i in judged], phases.offset
     )
-    for place, i in enumerate(judged):
-        known[i][0]["hull"] = phases.hull.method
-        if found is not None:
-            known[i][0][Quantity.P_STABLE] = float(found[place])
+    for place, i in enumerate(judged if found is not None else ()):
+        assert found is not None  # noqa: S101 - else there is no place
+        known[i][0][Quantity.P_STABLE] = float(found[place])
 
 
 def evaluate_files(

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.device import device_of
-from flows.hull_table import FORMULA_COLUMNS, column_of
+from flows.hull_table import FORMULA_COLUMNS, MOST_BYTES, column_of
 from flows.settings import Settings
 from flows.workspace import current_weights
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formula import MAX_FORMULA_LENGTH, parse_amounts
-from gnome.errors import InvalidInput
+from gnome.crystals.unpacking import is_packed, unpacked
+from gnome.errors import InvalidCrystal, InvalidInput
 from gnome.models.formula_ensemble import CompositionalEnsemble
 from gnome.quantities import Quantity
 
@@ -31,6 +32,8 @@ ENERGIES = (
     Quantity.P_STABLE,
 )
 """Columns of an answer, in their order."""
+_BESIDE = (Quantity.NO_P_STABLE, Quantity.METHOD, "model", Quantity.NOTE, Quantity.REFUSED)
+_ELEMENT = "element: the reference, 0 by convention"
 _LONGEST_CELL = 1 << 30
 _LONGEST_SHOWN = 1000
 _FILES = {".csv", ".txt", ".parquet"}
@@ -68,16 +71,19 @@ def read_formulas(arguments: Sequence[str]) -> Iterator[AskedFormula]:
 def _read(argument: str) -> Iterator[AskedFormula]:
     """Read one argument; raises InvalidInput for a file that is missing, cannot be read on, or has no column of formulas."""
     path = Path(argument)
-    suffix = path.suffix.lower()
+    suffix = (path.with_suffix("") if is_packed(path) else path).suffix.lower()
     if suffix not in _FILES:
         if _exists(argument) and not _is_formula(argument):
-            raise InvalidInput(f"{path}: formulas are read from {', '.join(sorted(_FILES))} files")
+            raise InvalidInput(f"{path}: formulas are read from {', '.join(sorted(_FILES))} files, also with .gz")
         yield AskedFormula(_shown(argument), argument)
         return
     try:
-        cells = _lines(path) if suffix == ".txt" else _csv_cells(path) if suffix == ".csv" else _parquet_cells(path)
-        for place, text in cells:
-            yield AskedFormula(f"{path}:{place}", text or "", _MORE_CELLS if text is None else "")
+        with unpacked(path, MOST_BYTES) as plain:
+            cells = _lines(plain) if suffix == ".txt" else _csv_cells(plain) if suffix == ".csv" else _parquet_cells(plain)
+            for place, text in cells:
+                yield AskedFormula(f"{path}:{place}", text or "", _MORE_CELLS if text is None else "")
+    except InvalidCrystal as error:  # of what was to be unpacked
+        raise InvalidInput(f"{path}: {error}") from None
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be read ({error.strerror or error})") from None
     except (csv.Error, pa.ArrowInvalid) as error:
@@ -135,7 +141,10 @@ def _parquet_cells(path: Path) -> Iterator[tuple[int, str | None]]:
 
 
 def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Path | None, method: str = "") -> list[Row]:
-    """Predict every formula under a method, unless named that of the labels with decomposition energies, if there are any."""
+    """Predict every formula under a method, unless named that of the labels with decomposition energies, if there are any.
+
+    An element is 0 by the project's convention, whatever the networks would say.
+    """
     asked = list(read_formulas(arguments))
     ensemble = CompositionalEnsemble.load(model or current_weights(settings, "compositional"), device_of(settings))
     scheme = ensemble.scheme_of(method) if method else ensemble.stability_scheme
@@ -143,7 +152,7 @@ def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Pat
     known: list[tuple[Row, dict[int, float]]] = []
     for formula in asked:
         row: Row = {"input": formula.label, "formula": _shown(formula.text)}
-        row |= dict.fromkeys((*ENERGIES, Quantity.METHOD, "model", Quantity.REFUSED))
+        row |= dict.fromkeys((*ENERGIES, *_BESIDE))
         rows.append(row)
         if formula.refused:
             row[Quantity.REFUSED] = f"unreadable: {formula.refused}"
@@ -154,6 +163,10 @@ def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Pat
             hint = "; there is no file of that name either" if os.sep in formula.text else ""
             row[Quantity.REFUSED] = f"unreadable: {error}{hint}"
             continue
+        if len(amounts) == 1:  # no network is asked what is 0 by definition
+            row |= {Quantity.E_FORM_PER_ATOM: 0.0, Quantity.DECOMPOSITION_ENERGY: 0.0, Quantity.METHOD: ensemble.schemes[scheme]}
+            row |= {Quantity.NOTE: _ELEMENT, Quantity.NO_P_STABLE: "an element competes with nothing: it is its own reference"}
+            continue
         if lacking := sorted(set(amounts) - ensemble.elements):
             names = ", ".join(SYMBOLS[z] for z in lacking)
             row[Quantity.REFUSED] = f"unsupported_element: the ensemble was not trained on {names} ({formula.text})"
@@ -163,6 +176,8 @@ def predict_formulas(settings: Settings, arguments: Sequence[str], *, model: Pat
     for i, (row, _) in enumerate(known):
         row |= {name: _or_none(getattr(answers, name)[i]) for name in ENERGIES}
         row |= {Quantity.METHOD: answers.method, "model": ensemble.model_id}
+        if row[Quantity.P_STABLE] is None:
+            row[Quantity.NO_P_STABLE] = f"the ensemble learnt no stability under {answers.method}"
     return rows
 
 

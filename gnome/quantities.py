@@ -62,6 +62,7 @@ class Quantity(StrEnum):
     )
     DECOMPOSITION_UNCERTAINTY = "decomposition_uncertainty", "eV/atom", "the same for decomposition_energy"
     P_STABLE = "p_stable", "", "probability that decomposition_energy is at most 0"
+    NO_P_STABLE = "no_p_stable", "", "why there is no p_stable; empty where there is one"
     VOLUME_SCALE = "volume_scale", "", "factor on the volume at which the ensemble saw its lowest energy"
     METHOD = "method", "", "label of code, functional and settings behind an energy"
     ORIGIN = "origin", "", "seed | discovered | imported"

@@ -1,10 +1,13 @@
 """Crystals from JSON records that came from somewhere: plain dictionaries, read field by field and never by pymatgen's own decoder."""
 
+import math
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gnome.crystals.crystal import Crystal
+from gnome.crystals.energy_fields import family_of, number
 from gnome.errors import InvalidCrystal
 from gnome.quantities import Quantity
 
@@ -34,25 +37,45 @@ def read_entry(record: Any, *, max_atoms: int) -> tuple[Crystal, dict[str, Any]]
         crystal = Crystal.from_dict(structure)
     else:
         crystal = _structure_record(structure, max_atoms)
-    fields = {name: record[name] for name in NUMERIC_FIELDS & record.keys()}
-    beside = record.get("data")
-    fields |= {
-        str(name): value
-        for name, value in (beside.items() if isinstance(beside, dict) else ())
-        if isinstance(value, str | int | float)
-    }
+    beside, parameters = record.get("data"), record.get("parameters")
+    fields = _plain(record, skipped={"energy"}) | {name: record[name] for name in NUMERIC_FIELDS & record.keys()} | _plain(beside)
     for name, quantity in (("energy", Quantity.ENERGY_PER_ATOM), ("correction", Quantity.CORRECTION_PER_ATOM)):
         if record.get(name) is None:
             continue
         if not isinstance(record[name], int | float) or isinstance(record[name], bool):
             raise InvalidCrystal("energy", f"{name} is {str(record[name])[:60]!r}, expected a number")
         fields[str(quantity)] = record[name] / crystal.n_atoms
+    _check_energy(record, fields)
     if record.get("composition") is not None:
         _check_composition(record["composition"], crystal)
-    parameters = record.get("parameters")
-    if isinstance(parameters, dict) and isinstance(parameters.get("run_type"), str):
-        fields["run_type"] = parameters["run_type"]
+    run_types = [_plain(place).get("run_type") for place in (record, beside, parameters)]
+    said = [run_type for run_type in run_types if isinstance(run_type, str) and run_type.strip()]
+    if len({family_of(run_type) for run_type in said}) > 1:
+        raise InvalidCrystal("run_type", f"its run_type is {' and '.join(said)[:200]}; energies of both never meet")
+    if said:
+        fields["run_type"] = said[-1]
     return crystal, fields
+
+
+def _plain(record: Any, skipped: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
+    """Take texts and numbers out of a record that may be anything."""
+    if not isinstance(record, dict):
+        return {}
+    return {str(name): value for name, value in record.items() if isinstance(value, str | int | float) and name not in skipped}
+
+
+def _check_energy(record: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Refuse a record whose energy per atom is neither that of its cell nor the corrected one."""
+    stated, energy = number(record.get(Quantity.ENERGY_PER_ATOM)), number(fields.get(Quantity.ENERGY_PER_ATOM))
+    if record.get("energy") is None or stated is None or energy is None:
+        return
+    corrected = energy + (number(fields.get(Quantity.CORRECTION_PER_ATOM)) or 0.0)
+    if min(abs(stated - energy), abs(stated - corrected)) > _AGREE:
+        raise InvalidCrystal("energy", f"energy is {energy:g} eV/atom, energy_per_atom {stated:g}; keep one")
+
+
+_AGREE = 1e-3
+"""eV/atom by which `energy` and `energy_per_atom` may differ."""
 
 
 def _check_composition(composition: Any, crystal: Crystal) -> None:
@@ -77,8 +100,9 @@ def _check_periodic(pbc: Any) -> None:
 
 def _structure_record(record: Any, max_atoms: int) -> Crystal:
     try:
-        matrix, sites = record["lattice"]["matrix"], record["sites"]
+        matrix, sites = np.asarray(record["lattice"]["matrix"], dtype=np.float64), record["sites"]
         _check_periodic(record["lattice"].get("pbc"))
+        _check_cell(record["lattice"], matrix)
         check_count(len(sites), max_atoms)
         symbols, coords = [], []
         for site in sites:
@@ -93,6 +117,61 @@ def _structure_record(record: Any, max_atoms: int) -> Crystal:
                 raise InvalidCrystal("isotope", f"{symbol} is an isotope; write it as H")
             symbols.append(symbol)
             coords.append([float(value) for value in site["abc"]])
-        return Crystal.from_symbols(np.asarray(matrix, dtype=np.float64), symbols, np.asarray(coords).reshape(-1, 3))
+        places = np.asarray(coords).reshape(-1, 3)
+        _check_places(sites, places, matrix)
+        return Crystal.from_symbols(matrix, symbols, places)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InvalidCrystal("malformed", f"not a structure of pymatgen ({type(error).__name__}: {error})") from None
+
+
+_CELL = 0.015
+"""Share by which lengths of a cell may differ from those of its vectors, which count; a volume may by three times that."""
+_ANGLE = 1.0
+"""Degrees by which angles may."""
+_PLACE = 0.05
+"""Angstrom by which the two places of a site may."""
+
+
+def _check_cell(lattice: dict[str, Any], matrix: NDArray[np.float64]) -> None:
+    """Refuse a lattice whose lengths, angles or volume are not those of its vectors: one of the two was edited."""
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+        return  # refused for that further on
+    lengths = np.linalg.norm(matrix, axis=1)
+    if not lengths.all():
+        return
+    found = dict(zip("abc", lengths.tolist(), strict=True))
+    for name, (i, j) in {"alpha": (1, 2), "beta": (0, 2), "gamma": (0, 1)}.items():
+        cosine = float(matrix[i] @ matrix[j] / (lengths[i] * lengths[j]))
+        found[name] = math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
+    found["volume"] = abs(float(np.linalg.det(matrix)))
+    for name, value in found.items():
+        stated = lattice.get(name)
+        if stated is None:
+            continue
+        allowed = _CELL * value if name in "abc" else 3 * _CELL * value if name == "volume" else _ANGLE
+        if not abs(float(stated) - value) <= allowed:
+            raise InvalidCrystal(
+                "malformed", f"the lattice says {name} is {float(stated):g}, its matrix {value:g}; keep one of the two"
+            )
+
+
+def _check_places(sites: list[dict[str, Any]], coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> None:
+    """Refuse sites whose xyz are not where their abc are; either may be in another cell."""
+    stated = [site.get("xyz") for site in sites]
+    if None in stated or matrix.shape != (3, 3) or not np.isfinite(matrix).all() or not abs(np.linalg.det(matrix)) > _FLAT:
+        return
+    away = np.array(stated, dtype=np.float64) - coords @ matrix
+    if not np.isfinite(away).all():
+        return
+    away -= np.round(away @ np.linalg.inv(matrix)) @ matrix
+    distances = np.linalg.norm(away, axis=1)
+    if (distances > _PLACE).any():
+        i = int(distances.argmax())
+        raise InvalidCrystal(
+            "malformed",
+            f"site {i} stands at abc {coords[i].tolist()} and at xyz {stated[i]}, which are not one place; keep one of the two",
+        )
+
+
+_FLAT = 1e-6
+"""Angstrom^3 below which a cell has no inverse to speak of; the gate refuses it."""

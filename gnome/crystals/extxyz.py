@@ -14,6 +14,7 @@ from ase.data import chemical_symbols
 
 from gnome.crystals.convert import from_atoms
 from gnome.crystals.crystal import Crystal
+from gnome.crystals.energy_fields import number
 from gnome.crystals.entries import check_count
 from gnome.errors import InvalidCrystal
 from gnome.quantities import Quantity
@@ -88,30 +89,74 @@ def crystal_of(n_atoms: int, lines: list[str]) -> tuple[Crystal, dict[str, Any]]
         raise InvalidCrystal("malformed", "holds text that is not UTF-8; save the file as UTF-8")
     if len(re.findall(r"(?:^|\s)Lattice=", lines[0])) > 1:
         raise InvalidCrystal("malformed", "Lattice= stands there more than once; keep one")
+    columns = _columns(lines[0])
     try:
         atoms = ase.io.read(io.StringIO(f"{n_atoms}\n{''.join(lines)}"), format="extxyz")
     except KeyError as error:  # of a symbol
         symbol = str(error).strip("'")
         reason = "isotope" if symbol in {"D", "T"} else "unsupported_element"
         raise InvalidCrystal(reason, f"{symbol[:20]!r}: not an element symbol") from None
-    _check_columns(atoms, lines)
-    fields: dict[str, Any] = {str(name): value for name, value in atoms.info.items() if isinstance(value, str | int | float)}
-    if atoms.calc is not None and "energy" in atoms.calc.results:
-        fields[Quantity.ENERGY_PER_ATOM] = float(atoms.calc.results["energy"]) / n_atoms
-    return from_atoms(atoms), fields
+    _check_columns(atoms, lines, columns)
+    return from_atoms(atoms), _fields(atoms)
 
 
-def _check_columns(atoms: Atoms, lines: list[str]) -> None:
+def _fields(atoms: Atoms) -> dict[str, Any]:
+    """Collect what stands beside a crystal; of energies that ASE takes for results, those that are not of an atom each."""
+    results = {} if atoms.calc is None else atoms.calc.results
+    beside = {str(name): value for name, value in (*atoms.info.items(), *results.items()) if name != "energy"}
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in beside.items()}
+    fields: dict[str, Any] = {name: value for name, value in plain.items() if isinstance(value, str | int | float)}
+    if "energy" in results:
+        energy = number(results["energy"].item() if isinstance(results["energy"], np.generic) else results["energy"])
+        if energy is None:
+            raise InvalidCrystal("energy", f"energy is {str(results['energy'])[:60]!r}, expected a number of eV")
+        energy, stated = energy / len(atoms), number(fields.get(Quantity.ENERGY_PER_ATOM))
+        if stated is not None and abs(stated - energy) > _AGREE:
+            raise InvalidCrystal("energy", f"energy is {energy:g} eV/atom, energy_per_atom {stated:g}; keep one")
+        fields[Quantity.ENERGY_PER_ATOM] = energy
+    return fields
+
+
+_AGREE = 1e-3
+"""eV/atom by which `energy` and `energy_per_atom` may differ."""
+
+
+def _columns(comment: str) -> dict[str, int]:
+    """Find the columns of a block, name and place of the first; empty where it does not say.
+
+    Raises InvalidCrystal for what is no list of name:kind:width, and where there are no positions.
+    """
+    stated = _PROPERTIES.search(comment)
+    if stated is None:
+        return {}
+    words = stated[1].split(":")
+    if "" in words:
+        name = next((found for found in re.findall(r"[^:]*::[^:]*", stated[1])), stated[1])
+        raise InvalidCrystal(
+            "malformed",
+            f"{name[:60]!r} in Properties: no name may hold ':', which separates; write {name.replace('::', '_')[:60]}",
+        )
+    places, start = {}, 0
+    for name, kind, width in zip(words[::3], words[1::3], words[2::3], strict=False):
+        if kind not in {"S", "R", "I", "L"} or not width.isdecimal() or not int(width):
+            raise InvalidCrystal("malformed", f"Properties: {name[:60]}:{kind[:20]}:{width[:20]} is no name:kind:width")
+        if name in places:
+            raise InvalidCrystal("malformed", f"Properties: the column {name[:60]} stands there twice; keep one")
+        places[name], start = start, start + int(width)
+    if len(words) % 3:
+        raise InvalidCrystal(
+            "malformed", f"Properties ends in {':'.join(words[-(len(words) % 3) :])[:60]!r}, which is no name:kind:width"
+        )
+    if not {"pos", "positions"} & places.keys():
+        raise InvalidCrystal("malformed", f"no column pos among {', '.join(places)}; positions are needed")
+    return places
+
+
+def _check_columns(atoms: Atoms, lines: list[str], places: dict[str, int]) -> None:
     """Refuse sites that are not occupied once, and elements of which two columns say different things."""
     for name, values in atoms.arrays.items():
         if name.lower() in {"occupancy", "occupancies", "occ"} and not np.allclose(values, 1.0):
             raise InvalidCrystal("disordered", f"the column {name} holds other occupancies than 1; give an ordered crystal")
-    columns = _PROPERTIES.search(lines[0])
-    places, start = {}, 0
-    for name, width in re.findall(r"([^:]+):[A-Z]:(\d+):?", columns[1] if columns else ""):
-        places[name], start = start, start + int(width)
-    if columns and not {"pos", "positions"} & places.keys():
-        raise InvalidCrystal("malformed", f"no column pos among {', '.join(places)}; positions are needed")
     if {"species", "Z"} <= places.keys():
         for line in lines[1:]:
             words = line.split()
@@ -120,4 +165,4 @@ def _check_columns(atoms: Atoms, lines: list[str]) -> None:
                 raise InvalidCrystal("malformed", f"the columns species and Z disagree: {symbol} and {number}; keep one")
 
 
-_PROPERTIES: Final = re.compile(r'Properties="?([^\s"]+)')
+_PROPERTIES: Final = re.compile(r'(?:^|\s)Properties="?([^\s"]+)')

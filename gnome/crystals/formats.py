@@ -1,4 +1,4 @@
-"""Bounded readers of crystals: CIF, POSCAR, extxyz, JSON entries, CSV with a `cif` column, Parquet shards, and folders of them.
+"""Bounded readers of crystals: CIF, POSCAR, extxyz, JSON entries, CSV with a `cif` column, Parquet shards, `.gz` of them, and folders.
 
     for item in read_crystals(Path("incoming")):
         if isinstance(item, Refusal): ...       # label, reason code, one-line message
@@ -10,7 +10,6 @@ name, never pymatgen's own decoder, which imports whatever module a file names.
 
 import csv
 import json
-import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +24,11 @@ import pyarrow.parquet as pq
 
 from gnome.crystals.cif import CifLimits, read_block, split_blocks
 from gnome.crystals.crystal import Crystal
+from gnome.crystals.energy_fields import with_own_names
 from gnome.crystals.entries import NUMERIC_FIELDS, check_count, read_entry
 from gnome.crystals.extxyz import crystal_of, read_blocks
 from gnome.crystals.poscar import read_poscar
+from gnome.crystals.unpacking import is_packed, unpacked
 from gnome.crystals.validity import DEFAULT_GATE, GateSettings, check_crystal
 from gnome.errors import InvalidCrystal, InvalidInput
 
@@ -127,6 +128,7 @@ def _item(
     label = printable(label, 2 * MAX_LABEL)
     try:
         crystal, fields = make()
+        fields = with_own_names(fields)
         check_crystal(crystal, gate, elements=elements)
         _check_energies(fields, limits)
     except InvalidCrystal as error:
@@ -144,7 +146,8 @@ def _check_energies(fields: Mapping[str, Any], limits: ReadLimits) -> None:
         value = fields[name]
         if value is None:
             continue
-        if not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > limits.max_energy_per_atom:
+        usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= limits.max_energy_per_atom
+        if not usable:  # nor what is not a number
             raise InvalidCrystal(
                 "energy", f"{name} is {value}, expected a number of at most {limits.max_energy_per_atom:g} eV/atom"
             )
@@ -169,12 +172,14 @@ def _drafts(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
     n_read = 0
     try:
         _check_kind(path)
-        size = path.stat().st_size
-        reader, limit = _reader(path, limits)
-        _check_size(size, limit)
-        for draft in reader(path, limits):
-            n_read += 1
-            yield draft
+        plain = path.with_suffix("") if is_packed(path) else path
+        reader, limit = _reader(plain, limits)
+        _check_size(path.stat().st_size, limit)
+        with unpacked(path, limit) as readable:
+            _check_size(readable.stat().st_size, limit)
+            for label, make in reader(readable, limits):
+                n_read += 1
+                yield label.replace(str(readable), str(path)), make
     except (InvalidCrystal, OSError, ValueError, csv.Error, pa.ArrowException) as error:
         yield str(path), _refuse(error, n_read)
 
@@ -226,7 +231,8 @@ def _reader(path: Path, limits: ReadLimits) -> tuple[Callable[[Path, ReadLimits]
     if _POSCAR_NAME.search(path.name):
         return _read_poscar, limits.max_text_bytes
     raise InvalidCrystal(
-        "unknown_format", f"not a known kind of file; there are {', '.join(sorted(readers))}, POSCAR and CONTCAR"
+        "unknown_format",
+        f"not a known kind of file; there are {', '.join(sorted(readers))}, POSCAR and CONTCAR, each also with .gz",
     )
 
 

@@ -25,6 +25,9 @@ MAX_EDGES_PER_BATCH = {"cpu": 4_000, "cuda": 6_000_000}
 """Edges in one forward pass: on a CPU what its cache holds, on a GPU what fills it; memory is bounded whatever the crystals."""
 
 
+_GRAPHS_AT_ONCE = 256
+
+
 def median_and_spread(member_energies: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Median and inter-quartile range over the first axis."""
     low, middle, high = np.percentile(member_energies, [25, 50, 75], axis=0)
@@ -98,6 +101,21 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
         kept = self.card.get("calibration")
         return None if kept is None else ErrorCalibration(**kept)
 
+    @property
+    def cutoff(self) -> float:
+        """How far its networks see, angstrom."""
+        return self.members[0].settings.cutoff
+
+    def lonely_atoms(self, crystals: Sequence[Crystal]) -> NDArray[np.int64]:
+        """Count the atoms of each crystal, shape (crystals,), that have no neighbour within the networks' cutoff."""
+        counts = np.zeros(len(crystals), dtype=np.int64)
+        for start in range(0, len(crystals), _GRAPHS_AT_ONCE):
+            some = crystals[start : start + _GRAPHS_AT_ONCE]
+            batch = PackedGraphs.from_crystals(some, self.cutoff).batch(torch.arange(len(some)))
+            alone = torch.bincount(batch.receivers, minlength=len(batch.node_graph)) == 0
+            counts[start : start + len(some)] = torch.bincount(batch.node_graph[alone], minlength=len(some)).numpy()
+        return counts
+
     @torch.inference_mode()
     def member_energies(self, crystals: Sequence[Crystal], volume_scales: Sequence[float] = (1.0,)) -> NDArray[np.float64]:
         """Predict eV/atom, shape (members, volume scales, crystals); neighbours are those of the unscaled cell.
@@ -108,7 +126,7 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
         for member in self.members:
             set_edge_precision(member, self.precision)
         device = next(self.members[0].parameters()).device
-        graphs = PackedGraphs.from_crystals(crystals, self.members[0].settings.cutoff, device)
+        graphs = PackedGraphs.from_crystals(crystals, self.cutoff, device)
         n_scales = len(volume_scales)
         scales = torch.tensor(volume_scales, dtype=torch.float64)
         edges = graphs.edge_start.diff().repeat_interleave(n_scales)

@@ -187,9 +187,8 @@ class ConvexHull:
     def n_competing(self, composition: Mapping[int, int], within: float = COMPETING_WITHIN) -> int:
         """Count the compounds of a composition's system and its subsystems at most `within` eV/atom above the hull.
 
-        A reduced composition counts once, by its lowest entry; the composition itself and the elements do not count.  With `within`
-        infinite, all known compounds count: none means that a verdict would rest on the elements alone.  Raises InvalidInput for a
-        `within` that is negative or not a number.
+        A reduced composition counts once, by its lowest entry; the composition itself and the elements do not count.  None means
+        that a verdict would rest on the elements alone.  Raises InvalidInput for a `within` that is negative or not a number.
         """
         if not within >= 0:
             raise InvalidInput(f"compounds within {within} eV/atom of the hull: expected a number of at least 0")

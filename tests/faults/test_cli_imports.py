@@ -96,7 +96,7 @@ def test_what_cannot_be_used_is_refused_by_name_and_the_rest_goes_in(
     (line,) = answer["refused"]
     assert name in line
     code, out, err = here(tmp_path, "predict", tmp_path / "in" / name, "--json")
-    assert code == 0, err
+    assert code == 1, err
     (row,) = json.loads(out)
     assert name in row["input"]
     assert row["refused"]

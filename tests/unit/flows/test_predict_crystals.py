@@ -14,7 +14,9 @@ from typed_commands import Gnome, failed
 
 from flows import known_phases
 from flows.hull_table import read_hull
+from flows.progress import Silent
 from gnome.crystals.crystal import Crystal
+from gnome.models.ensemble import StructuralEnsemble
 from gnome.shipped import shipped_data
 from pipelines.screening import EnsembleEnergies
 
@@ -50,7 +52,9 @@ def test_predict_answers_in_the_order_of_the_input(gnome: Gnome, own_folder: Pat
 
 def test_predict_refuses_elements_the_ensemble_never_saw(gnome: Gnome, own_folder: Path) -> None:
     radon = Crystal.from_symbols([[4.5, 0, 0], [0, 4.5, 0], [0, 0, 4.5]], ["Rn", "Cu"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    (row,) = gnome("predict", write_folder(own_folder / "rn", {"rn": radon}), "--json").json
+    ended = gnome("predict", write_folder(own_folder / "rn", {"rn": radon}), "--json")
+    assert ended.code == 1, "nothing was predicted"
+    (row,) = json.loads(ended.out)
     assert "Rn" in row["refused"]
     assert row["e_form_per_atom"] is None
 
@@ -117,6 +121,9 @@ def test_predict_says_how_probably_a_crystal_is_stable(gnome: Gnome, own_folder:
     assert read["Ag3Pd"]["p_stable"] == ""
     assert read["AlNi3"]["hull"] == "pbe-mp2020"
     assert "give --hull" in gnome("predict", folder).out
+    assert "give --hull" in plain["AlNi3"]["no_p_stable"]
+    assert "lacks Pd, Ag" in rows["Ag3Pd"]["no_p_stable"] == read["Ag3Pd"]["no_p_stable"]
+    assert rows["AlNi3"]["no_p_stable"] is None
     assert "known phases under pbe-mp2020" in gnome("predict", folder, "--model", model, "--hull", "phases.csv").out
     several = gnome("predict", folder, "--model", model, "--hull", "phases.csv", "--volumes", "3")
     assert "several volumes" in several.out
@@ -193,6 +200,8 @@ def test_predict_wants_the_cell_as_it_is_among_the_volumes(gnome: Gnome, own_fol
         ('formula,e_form_per_atom\n"NaCl,-2\n', "cannot be read as a table"),
         ("formula,e_form_per_atom\nQq,-1\n", "line 2: formula 'Qq'"),
         ("formula,e_form_per_atom\nNaCl,-100\n", "line 2: e_form_per_atom of NaCl is '-100'"),
+        ("formula,e_form_per_atom\nNaCl,-3.4\nNa,-1.3\nCl,-1.8\nAr,0.0\n", "line 4: Cl has a formation energy of -1.8"),
+        ("formula,e_form_per_atom\nNaCl,-3.4\nW,-12.9\n", "are these total energies"),
         ("formula,energy\nNaCl,-1\n", "no column e_form_per_atom"),
         ("name,e_form_per_atom\nNaCl,-1\n", "no column formula or reduced_formula"),
         ("formula,e_form_per_atom\n", "holds no phases"),
@@ -205,3 +214,110 @@ def test_tables_that_are_no_hull(gnome: Gnome, own_folder: Path, content: str, c
     ended = gnome("predict", folder, "--hull", "phases.csv")
     assert ended.code == 2
     assert complaint in ended.err
+
+
+@pytest.mark.parametrize("odd", ["O2,-0.02", "O2,-4.9", "W,-12.9", "O2,", "O2,none", "Na,0\nO2,9"])
+def test_one_row_of_an_element_does_not_cost_the_table(own_folder: Path, odd: str) -> None:
+    """Elements count as 0 whatever a table says; that it says something else is told."""
+    (own_folder / "a.csv").write_text(f"formula,e_form_per_atom\nMg,0.03\nMgO,-3.0\n{odd}\n")
+    said: list[str] = []
+
+    class Hears(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    hull = read_hull(own_folder / "a.csv", "pbe", Hears())
+    name = odd.splitlines()[-1].split(",")[0]
+    assert len(said) == 1
+    assert f"{name} " in said[0]
+    assert "(line " in said[0]
+    assert hull.energy({8: 1}) == 0.0
+    assert hull.decomposition_energy({12: 1, 8: 1}, -3.0) == -3.0
+    assert (74 if name == "W" else 8) in hull.elements, "the element is known, at 0"
+    (own_folder / "b.csv").write_text("formula,e_form_per_atom\nMgO,-3.0\nO2,-0.02\n")
+    read_hull(own_folder / "b.csv", "pbe", Hears())
+    assert len(said) == 2
+
+
+def rocksalt(first: str, second: str, a: float) -> Crystal:
+    places = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+    coords = [*places, *([x + 0.5, y, z] for x, y, z in places)]
+    return Crystal.from_symbols([[a, 0, 0], [0, a, 0], [0, 0, a]], [first] * 4 + [second] * 4, coords)
+
+
+def test_what_competes_with_elements_alone_is_not_called_stable(gnome: Gnome, own_folder: Path) -> None:
+    crystals = {"MgO": rocksalt("Mg", "O", 4.25), "NaCl": rocksalt("Na", "Cl", 5.69), "Mg": rocksalt("Mg", "Mg", 5.3)}
+    folder = write_folder(own_folder / "in", crystals)
+    (own_folder / "thin.csv").write_text("formula,e_form_per_atom\nMg,0\nO2,0\nNa,0\nCl2,0\nMgO2,-1.6\nMgO,-3.5\n")
+    rows = {row["reduced_formula"]: row for row in gnome("predict", folder, "--hull", "thin.csv", "--json").json}
+    salt, oxide, metal = rows["NaCl"], rows["MgO"], rows["Mg"]
+    assert salt["decomposition_energy"] == pytest.approx(salt["e_form_per_atom"])
+    assert (salt["e_above_hull"], salt["n_competing"], salt["supported"]) == (0.0, 0, False)
+    assert oxide["e_above_hull"] == pytest.approx(oxide["e_form_per_atom"] + 3.5)
+    assert oxide["decomposition_energy"] == pytest.approx(oxide["e_form_per_atom"] + 1.6 * 1.5 / 2, abs=1e-6), "MgO2 and Mg"
+    assert (oxide["n_competing"], oxide["supported"]) == (0, True), "MgO2 lies more than 0.1 eV/atom above the hull"
+    assert (metal["supported"], metal["n_competing"]) == (None, None)
+    assert "element: its lowest form is the reference" in metal["note"]
+    assert metal["e_above_hull"] == pytest.approx(max(0.0, metal["e_form_per_atom"]))
+    out = " ".join(gnome("predict", folder, "--hull", "thin.csv").out.split())
+    assert "1 of 2 predicted on or below the hull of known phases under pbe-mp2020; of these 1 compete with elements alone" in out
+    assert "0 predicted stable" in out
+    (own_folder / "more.csv").write_text("formula,e_form_per_atom\nMg,0\nO2,0\nNa,0\nCl2,0\nMgO,-3.5\nNaCl2,-0.2\n")
+    out = " ".join(gnome("predict", folder, "--hull", "more.csv").out.split())
+    assert "1 of 2 predicted stable against the known phases under pbe-mp2020" in out
+    table = gnome("predict", folder, "--hull", "thin.csv", "--csv").out
+    read = {row["reduced_formula"]: row for row in csv.DictReader(io.StringIO(table))}
+    assert (read["NaCl"]["supported"], read["NaCl"]["n_competing"]) == ("False", "0")
+
+
+def test_through_an_offset_the_same_hull_judges(gnome: Gnome, database: Path, own_folder: Path) -> None:
+    """Distances are those of the energies that the offset carries over, and no others."""
+    assert database
+    (row,) = gnome("predict", write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")}), "--json").json
+    assert row["hull"].startswith("emt")
+    assert row["supported"] is True
+    assert row["n_competing"] >= 1
+    assert row["e_above_hull"] == pytest.approx(max(0.0, row["e_above_hull"]))
+    assert abs(row["decomposition_energy"]) < 0.5
+    assert "too few candidates" in row["no_p_stable"]
+
+
+def test_a_crystal_whose_atoms_see_no_neighbour_is_said_to_be(gnome: Gnome, own_folder: Path) -> None:
+    cube = np.eye(3)
+    crystals = {
+        "CsBr": Crystal.from_symbols(cube * 9.0, ["Cs", "Br"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+        "KBr": Crystal.from_symbols(cube * 9.0, ["K", "Br", "Br"], [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0.75]]),
+        "Cs": Crystal.from_symbols(cube * 6.14, ["Cs", "Cs"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+        "NaCl": rocksalt("Na", "Cl", 5.69),
+    }
+    answer = gnome("predict", write_folder(own_folder / "in", crystals), "--json").json
+    rows = {row["reduced_formula"]: row["note"] for row in answer}
+    assert rows["CsBr"].startswith("no atom has a neighbour within the network's 3.5 angstrom")
+    assert "the composition alone" in rows["CsBr"]
+    assert rows["KBr2"].startswith("1 of 3 atoms have no neighbour within the network's 3.5 angstrom")
+    assert "no atom has a neighbour" in rows["Cs"]
+    assert "element" in rows["Cs"]
+    assert rows["NaCl"] is None
+    assert "no atom has a" in " ".join(gnome("predict", own_folder / "in").out.split())
+
+
+def test_neighbours_are_counted_within_the_networks_own_cutoff() -> None:
+    ensemble = StructuralEnsemble.load(shipped_data() / "ensembles" / "structural.safetensors")
+    assert ensemble.cutoff == ensemble.members[0].settings.cutoff
+
+    def line(distance: float) -> Crystal:
+        return Crystal.from_symbols(np.diag([20.0, 20.0, 20.0]), ["Cs", "Br"], [[0, 0, 0], [0, 0, distance / 20]])
+
+    near, far = line(ensemble.cutoff - 0.01), line(ensemble.cutoff + 0.01)
+    wire = Crystal.from_symbols(np.diag([20.0, 20.0, 3.0]), ["Cs"], [[0, 0, 0]])
+    assert ensemble.lonely_atoms([near, far, wire] * 100).tolist() == [0, 2, 0] * 100
+    assert ensemble.lonely_atoms([]).tolist() == []
+
+
+def test_the_crystals_without_neighbours_that_were_answered_once(gnome: Gnome, own_folder: Path) -> None:
+    case = Path(__file__).resolve().parents[3].parent / "shared" / "cases" / "rough-no-neighbours"
+    if not case.exists():
+        pytest.skip(f"the inputs that failed once are not here: {case}")
+    rows = gnome("predict", *sorted(case.glob("*.cif")), "--json").json
+    assert len(rows) == 3
+    assert all("no atom has a neighbour" in row["note"] for row in rows)

@@ -1,0 +1,229 @@
+"""Energies at the door: nothing meets that must not, nothing is dropped without a word."""
+
+import contextlib
+import gzip
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emt_world import settings_in
+from typed_commands import Gnome, failed
+
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.formats import ReadCrystal
+from gnome.crystals.writers import write_crystals
+
+CASES = Path(__file__).resolve().parents[3].parent / "shared" / "cases"
+
+
+@pytest.fixture(autouse=True)
+def here(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty database of its own."""
+    settings = settings_in(own_folder)
+    monkeypatch.setenv("GNOME_DATABASE_URL", settings.database_url)
+    monkeypatch.setenv("GNOME_EVALUATOR", "emt")
+    monkeypatch.setenv("GNOME_WORKERS", "1")
+    return own_folder
+
+
+def cell(symbols: list[str], a: float) -> dict[str, Any]:
+    places = [[0, 0, 0], [0.5, 0.5, 0.5]]
+    return Crystal.from_symbols([[a, 0, 0], [0, a, 0], [0, 0, a]], symbols, places[: len(symbols)]).to_dict()
+
+
+def entry(
+    label: str, symbols: list[str], a: float, energy: float | None = None, run_type: str = "", **more: Any
+) -> dict[str, Any]:
+    made = {"entry_id": label, "structure": cell(symbols, a), **more}
+    made |= {"parameters": {"run_type": run_type}} if run_type else {}
+    return made if energy is None else made | {"energy": energy}
+
+
+def write(path: str, *entries: dict[str, Any]) -> str:
+    Path(path).write_text(json.dumps(entries))
+    return path
+
+
+def stored(columns: str = "source, e_form_per_atom", method: str = "") -> list[tuple[Any, ...]]:
+    with contextlib.closing(sqlite3.connect("gnome.db")) as connection:
+        return connection.execute(f"SELECT {columns} FROM crystals WHERE method LIKE '%{method}%' ORDER BY key").fetchall()
+
+
+def mixed(*kinds: str) -> list[dict[str, Any]]:
+    """Mn, O and a compound for each run type, which lies lower the later it comes."""
+    first = kinds[0]
+    elements = [entry("Mn", ["Mn"], 2.6, -9.0, first), entry("O", ["O"], 2.9, -5.0, first)]
+    return [*elements, *(entry(f"MnO {kind}", ["Mn", "O"], 2.7 + 0.05 * i, -17.0 - i, kind) for i, kind in enumerate(kinds))]
+
+
+def test_run_types_of_two_families_never_meet(gnome: Gnome) -> None:
+    write("a.json", *mixed("GGA", "GGA+U", "R2SCAN", "r2scan", "PBEsol"))
+    answer = gnome("import", "a.json", "--method", "mp", "--json").json
+    assert answer["imported"] == 4
+    assert [line.split(":")[0] for line in answer["refused"]] == ["MnO R2SCAN", "MnO r2scan", "MnO PBEsol"]
+    assert "its run type is R2SCAN, where 4 of this import are GGA/GGA+U" in answer["refused"][0]
+    write("scan.json", entry("later", ["Mn", "O"], 3.0, -25.0, "SCAN"))
+    again = gnome("import", "scan.json", "--method", "mp", "--json")
+    assert again.code == 1
+    assert "its run type is SCAN, and 'mp' holds GGA/GGA+U" in json.loads(again.out)["refused"][0]
+    assert len(stored()) == 4
+    failed(gnome("import", "scan.json", "--method", "mp", "--run-type", "SCAN"), 2, "the method 'mp' holds GGA/GGA+U")
+
+
+def test_one_run_type_of_several_may_be_taken(gnome: Gnome) -> None:
+    own = [entry("Mn r", ["Mn"], 2.65, -19.0, "R2SCAN"), entry("O r", ["O"], 2.95, -9.0, "R2SCAN")]
+    write("a.json", *mixed("GGA", "GGA+U", "R2SCAN"), *own)
+    answer = gnome("import", "a.json", "--method", "r2scan", "--run-type", "r2SCAN", "--json").json
+    assert (answer["imported"], len(answer["refused"])) == (3, 4)
+    assert "--run-type takes R2SCAN" in answer["refused"][0]
+    failed(gnome("import", "a.json", "--method", "x", "--run-type", "HSE06"), 2, "there are GGA/GGA+U, R2SCAN")
+    failed(gnome("import", "a.json", "--run-type", "R2SCAN"), 2, "name their method with --method")
+
+
+def test_where_no_run_type_is_said_nothing_changes_and_a_method_from_before_takes_no_other(gnome: Gnome) -> None:
+    """As in databases whose crystals remember none."""
+    write("a.json", *mixed(""))
+    assert gnome("import", "a.json", "--method", "mine", "--json").json["imported"] == 3
+    write("gga.json", entry("gga", ["Mn", "O"], 2.9, -17.5, "GGA+U"))
+    assert gnome("import", "gga.json", "--method", "mine", "--json").json["imported"] == 1
+    assert len({row[0] for row in stored("method")}) == 1
+    write("b.json", *mixed(""))
+    assert gnome("import", "b.json", "--method", "other", "--json").json["imported"] == 3
+    write("r2scan.json", entry("r", ["Mn", "O"], 3.0, -25.0, "R2SCAN"))
+    refused = json.loads(gnome("import", "r2scan.json", "--method", "other", "--json").out)["refused"]
+    assert "'other' holds energies that do not say theirs" in refused[0]
+
+
+def test_formation_energies_are_taken_as_they_are_given(gnome: Gnome) -> None:
+    documents = [
+        {"material_id": f"mp-{i}", "formation_energy_per_atom": e_form, "energy_above_hull": 0.0, "structure": cell(symbols, a)}
+        for i, (symbols, a, e_form) in enumerate(
+            [(["Cs", "Br"], 4.1, -1.9), (["Cs", "I"], 4.4, -1.7), (["O"], 2.9, 0.01), (["Mn"], 2.6, -9.0)]
+        )
+    ]
+    write("mp.json", *documents)
+    answer = gnome("import", "mp.json", "--method", "mp", "--json").json
+    assert stored() == [("mp-0", -1.9), ("mp-1", -1.7), ("mp-2", 0.01)]
+    assert "an element's formation energy is 0" in answer["refused"][0]
+    write("total.json", *mixed("GGA"))
+    later = gnome("import", "total.json", "--method", "mp", "--json")
+    assert later.code == 1
+    assert "'mp' holds formation energies as given" in json.loads(later.out)["refused"][0]
+    assert gnome("import", "total.json", "--method", "totals", "--json").json["imported"] == 3
+    one = gnome("import", "mp.json", "--method", "totals", "--json")
+    assert one.code == 1
+    assert "'totals' holds total energies" in json.loads(one.out)["refused"][0]
+    failed(gnome("import", "mp.json", "total.json", "--method", "both"), 2, "never meet on one hull")
+    assert {row[0].split("-")[1] for row in stored("method")} == {"mp", "totals"}
+
+
+def test_total_energies_with_some_formation_energies_come_from_the_elements(gnome: Gnome) -> None:
+    first, *others = mixed("GGA")
+    write("a.json", first, *others[:-1], {**others[-1], "data": {"formation_energy_per_atom": -5.0}})
+    answer = gnome("import", "a.json", "--method", "m", "--json").json
+    assert stored()[-1] == ("MnO GGA", -1.5)
+    assert "all are taken from the elements" in answer["notes"][0]
+
+
+def test_missing_elements_are_named_once(gnome: Gnome) -> None:
+    write("a.json", *(entry(f"x{i}", ["Cs", "Br"], 4.1 + 0.01 * i, -7.0) for i in range(30)), entry("o", ["Mn", "O"], 2.7, -17.0))
+    ended = gnome("import", "a.json", "--method", "m")
+    assert ended.code == 1
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("31 crystals")]
+    assert "import the entries of O, Mn, Br, Cs of the same method too" in line
+    assert "no entry of Br, Cs under 'm'" in ended.err
+
+
+def frame(keys: str) -> str:
+    return (
+        f'2\nLattice="4.1 0 0 0 4.1 0 0 0 4.1" Properties=species:S:1:pos:R:3 {keys} pbc="T T T"\nCu 0 0 0\nAu 2.05 2.05 2.05\n'
+    )
+
+
+def element_frame(symbol: str, keys: str) -> str:
+    return f'1\nLattice="2.9 0 0 0 2.9 0 0 0 2.9" Properties=species:S:1:pos:R:3 {keys} pbc="T T T"\n{symbol} 0 0 0\n'
+
+
+def test_energies_under_other_names_are_named_and_taken_when_asked(gnome: Gnome) -> None:
+    text = frame("REF_energy=-7.0") + element_frame("Cu", "REF_energy=-3") + element_frame("Au", "REF_energy=-3.5")
+    Path("a.extxyz").write_text(text)
+    failed(gnome("import", "a.extxyz", "--method", "m"), 2, "There is REF_energy (3 crystals): --energy-key REF_energy")
+    assert gnome("import", "a.extxyz", "--method", "m", "--energy-key", "REF_energy", "--json").json["imported"] == 3
+    assert [row[0] for row in stored("e_form_per_atom")] == [pytest.approx(-0.25), 0.0, 0.0]
+    failed(gnome("import", "a.extxyz", "--energy-key", "REF_energy"), 2, "name their method with --method")
+    failed(gnome("import", "a.extxyz", "--method", "m", "--energy-key", "E0"), 2, "comes with one under 'E0'", "REF_energy")
+    Path("b.extxyz").write_text(frame("energy=-7.0") + frame("dft_energy=-7.0"))
+    (refused,) = [line for line in gnome("import", "b.extxyz", "--method", "n").err.splitlines() if "b.extxyz#2" in line]
+    assert "it has dft_energy, which is not read unless --energy-key names it" in refused
+    Path("c.extxyz").write_text(frame("REF_energy=-7.0 correction_per_atom=-0.5"))
+    ended = gnome("import", "c.extxyz", "--method", "n", "--energy-key", "REF_energy")
+    assert "a correction of -0.5 eV/atom stands beside it" in ended.err
+    Path("d.json").write_text(json.dumps([entry("d", ["Cs", "Br"], 4.1, formation_energy_peratom=-1.9)]))
+    failed(gnome("import", "d.json", "--method", "n"), 2, "formation_energy_peratom (1 crystals)", "rename the field")
+
+
+def test_energies_that_relaxing_drops_are_said_to_be(gnome: Gnome) -> None:
+    Path("a.extxyz").write_text(element_frame("Cu", "free_energy=-7.0"))
+    done = gnome("import", "a.extxyz", "--json")
+    assert done.json["imported"] == 1
+    assert "free_energy (1 crystals): not read as energies" in done.json["notes"][0]
+    assert done.err.index("free_energy (1 crystals)") < done.err.index("relaxing")
+    Path("b.extxyz").write_text(element_frame("Au", ""))
+    assert gnome("import", "b.extxyz", "--json").json["notes"] == []
+
+
+def test_several_sources_go_in_at_once_and_a_missing_one_is_said_before(gnome: Gnome) -> None:
+    Path("in").mkdir()
+    Path("none").mkdir()
+    mn, oxygen, oxide = mixed("GGA")
+    write("in/a.json", mn)
+    write("b.json", oxygen)
+    Path("c.json.gz").write_bytes(gzip.compress(json.dumps([oxide]).encode()))
+    failed(
+        gnome("import", "in", "b.json", "nowhere", "--method", "m"), 2, "nowhere: no such file or folder; nothing was imported"
+    )
+    answer = gnome("import", "in", "b.json", "none", "c.json.gz", "--method", "m", "--json").json
+    assert answer["imported"] == 3
+    assert answer["refused"] == ["none: empty: none: the folder holds no file"]
+    failed(gnome("import", "b.json", "in", "--method", "m", "--report", "in/r.txt"), 2, "would stand among what is imported")
+
+
+def test_rows_of_several_methods_are_refused(gnome: Gnome) -> None:
+    write("a.json", *(entry(str(i), ["Mn"], 2.6 + 0.1 * i, -9.0, data={"method": f"m-{i}"}) for i in range(2)))
+    failed(gnome("import", "a.json", "--method", "m"), 2, "names 2 methods, m-0, m-1")
+
+
+def test_a_lower_form_of_an_element_is_said_and_moves_no_reference(gnome: Gnome, emt_world: Path, here: Path) -> None:
+    """References that lie 0.02 eV/atom too high, as those of an oxygen in another form."""
+    known = next(settings_in(emt_world).data_folder.rglob("emt.json"))
+    kept = settings_in(here).data_folder / "references" / "emt.json"
+    kept.parent.mkdir(parents=True)
+    references = json.loads(known.read_text())
+    references["energies"]["Cu"] += 0.02
+    kept.write_text(json.dumps(references))
+    before = kept.read_text()
+    copper = Crystal.from_symbols([[0, 1.8, 1.8], [1.8, 0, 1.8], [1.8, 1.8, 0]], ["Cu"], [[0, 0, 0]])
+    write_crystals(Path("cu.cif"), [ReadCrystal(label="Cu", crystal=copper)])
+    done = gnome("import", "cu.cif", "--json")
+    (note,) = done.json["notes"]
+    assert note.startswith(("Cu: 0.019", "Cu: 0.020"))
+    assert "eV/atom below the reference of the element under emt" in note
+    assert note.endswith("references stay as they are")
+    assert note[:40] in done.err.replace("\n", " ")
+    assert kept.read_text() == before
+    assert stored("e_form_per_atom")[0][0] == pytest.approx(-0.02, abs=1e-3)
+
+
+def test_the_cases_that_failed_once(gnome: Gnome) -> None:
+    if not CASES.exists():
+        pytest.skip(f"the inputs that failed once are not here: {CASES}")
+    answer = gnome("import", CASES / "import-mixed-run-types" / "entries.json", "--method", "mp", "--json").json
+    assert answer["imported"] == 9
+    (line,) = answer["refused"]
+    assert "run type is R2SCAN" in line
+    keys = CASES / "rough-extxyz-keys"
+    failed(gnome("import", keys / "e02_ref_energy.extxyz", "--method", "pbe"), 2, "REF_energy")
+    failed(gnome("import", keys / "e03_free_energy.extxyz", "--method", "pbe"), 2, "free_energy")
+    assert "mtt::charge" in gnome("import", keys / "e04_colons.extxyz", "--method", "pbe").err
