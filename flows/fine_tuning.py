@@ -35,7 +35,7 @@ from gnome.models.training import EpochRecord, Labelled, TrainSettings
 from gnome.shipped import shipped_data
 
 GENTLE: Final = TrainSettings(epochs=10, batch_size=16, learning_rate=2e-4, weight_decay=0.0, warm_up=0.1, volume_jitter=0.1)
-"""Few epochs at a low rate; docs/benchmarks tells what others do."""
+"""Few epochs at a low rate; benchmarks/fine_tuning.py measures what they gain."""
 FOLDS: Final = 5
 MIN_CRYSTALS, MIN_FORMULAS = 20, 10
 MIN_CALIBRATION: Final = 30
