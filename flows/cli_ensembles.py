@@ -105,6 +105,11 @@ def rollback_command(
 
 
 def _say(record: "ModelRecord", *, as_json: bool) -> None:
+    if record.kind == "structural" and record.card.get("calibration") is None:
+        make_console(stderr=True).print(
+            "Its card has no calibration (too few crystals were held out): under its own method predictions come without p_stable",
+            soft_wrap=True,
+        )
     answer: dict[str, Any] = {"id": record.id, "kind": record.kind, "method": record.card.get("method"), "path": record.path}
     if as_json:
         print_json(answer)

@@ -99,7 +99,7 @@ def test_an_ensemble_of_ones_own_is_used_by_all_commands_and_taken_back(gnome: G
 def test_the_order_of_use_is_what_rollback_goes_by(gnome: Gnome, database: Path) -> None:
     one, two = (own_ensemble(Path(f"{seed}.safetensors"), seed=seed)["sha256"][:16] for seed in (1, 2))
     shipped = shipped_id("structural")
-    gnome("models", "use", "1.safetensors")
+    assert "predictions come without p_stable" in gnome("models", "use", "1.safetensors").err
     gnome("models", "use", "2.safetensors")
     gnome("models", "promote", one)
     gnome("models", "promote", one)  # twice is once
