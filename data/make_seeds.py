@@ -9,14 +9,17 @@ and a finished one only rebuilds the output files.  The same versions give the s
 import argparse
 import csv
 import json
+import multiprocessing
+import os
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from ase.calculators.calculator import Calculator
 from isotypes import isotypes
 from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 from structure_types import build
@@ -36,9 +39,10 @@ from gnome.models.ensemble import StructuralEnsemble
 HERE = Path(__file__).parent
 SETTINGS = RelaxSettings(max_steps=500)
 MAX_LIBRARY_ATOMS = 40
-MAX_KNOWN_ATOMS = 40
-STRUCTURES_TRIED = 3
-COD_FOLDER = Path("/usr/share/avogadro2/crystals")
+MAX_KNOWN_ATOMS = 36
+STRUCTURES_TRIED = 2
+COD_FOLDER = Path(os.environ.get("AVOGADRO_CRYSTALS", "/usr/share/avogadro2/crystals"))
+_calculator: Calculator
 VALIDATION_ATTEMPTS = 9000
 VALIDATION_MAX_ATOMS = 12
 
@@ -70,30 +74,29 @@ def main() -> None:
     """Relax everything, then write the outputs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/seeds"), help="folder of the checkpoint")
-    parser.add_argument("--list", type=Path, help="write what is to be relaxed into this file, and stop: for relaxing elsewhere")
+    parser.add_argument("--processes", type=int, default=1, help="relaxations at a time, each on one core")
+    parser.add_argument("--seeds-only", action="store_true", help="leave the validation set as it is")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # pymatgen's remarks on its own library
     relaxer = Relaxer(arguments.work / "relaxed.jsonl")
     jobs = [*element_jobs(), *library_jobs(), *textbook_jobs(), *cod_jobs()]
     jobs += known_jobs(jobs)
-    if arguments.list is not None:
-        arguments.list.write_text("".join(json.dumps({"source": job.source, **job.crystal.to_dict()}) + "\n" for job in jobs))
-        return
-    outcomes = [(job, relaxer(job)) for job in jobs]
+    relaxer.relax_all(jobs, arguments.processes)
     from assemble_seeds import write_seeds, write_validation  # noqa: PLC0415  # not needed while relaxing
 
-    seeds = write_seeds(outcomes, relaxer.method, HERE)
-    generated = [(job, relaxer(job)) for job in validation_jobs(seeds)]
-    write_validation(generated, relaxer.method, HERE)
+    seeds = write_seeds([(job, relaxer(job)) for job in jobs], relaxer.method, HERE)
+    if arguments.seeds_only:
+        return
+    generated = list(validation_jobs(seeds))
+    relaxer.relax_all(generated, arguments.processes)
+    write_validation([(job, relaxer(job)) for job in generated], relaxer.method, HERE)
 
 
 class Relaxer:
-    """Relaxes with CHGNet, remembering every outcome in a file of JSON lines."""
+    """Knows what crystals relax to with CHGNet, and remembers every outcome in a file of JSON lines."""
 
     def __init__(self, path: Path) -> None:
-        self.potential = CHGNetPotential()
-        self.method = relaxation_method(self.potential, SETTINGS)
-        self.calculator = self.potential.calculator()
+        self.method = relaxation_method(CHGNetPotential(), SETTINGS)
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self.known: dict[str, Relaxation] = {}
@@ -107,20 +110,38 @@ class Relaxer:
                 self.known[start] = _relaxation(record)
 
     def __call__(self, job: Job) -> Relaxation:
-        """Relax, or look the outcome up."""
-        start = job.crystal.id
-        if start not in self.known:
-            began = time.perf_counter()
-            outcome = relax(job.crystal, self.calculator, SETTINGS, elements=self.potential.elements)
-            self.known[start] = outcome
-            with self.path.open("a") as file:
-                file.write(json.dumps({"start": start, "method": self.method.label, **_record(outcome)}) + "\n")
-            state = f"{outcome.energy_per_atom:.4f} eV/atom" if outcome.converged else f"{outcome.failure}: {outcome.message}"
-            seconds = time.perf_counter() - began
-            report(
-                f"{len(self.known):5d} {job.source}: {job.crystal.n_atoms} atoms, {outcome.n_steps} steps, {seconds:.1f} s, {state}"
-            )
-        return self.known[start]
+        """Look the outcome up."""
+        return self.known[job.crystal.id]
+
+    def relax_all(self, jobs: Sequence[Job], processes: int) -> None:
+        """Relax what is not known yet, small cells first."""
+        waiting = {job.crystal.id: job for job in jobs if job.crystal.id not in self.known}
+        ordered = sorted(waiting.values(), key=lambda job: job.crystal.n_atoms)
+        report(f"{len(ordered)} of {len(jobs)} crystals to relax")
+        with multiprocessing.get_context("spawn").Pool(processes, initializer=_load) as pool:
+            for job, outcome in pool.imap_unordered(_relax, ordered):
+                self._keep(job, outcome)
+
+    def _keep(self, job: Job, outcome: Relaxation) -> None:
+        self.known[job.crystal.id] = outcome
+        with self.path.open("a") as file:
+            file.write(json.dumps({"start": job.crystal.id, "method": self.method.label, **_record(outcome)}) + "\n")
+        state = f"{outcome.energy_per_atom:.4f} eV/atom" if outcome.converged else f"{outcome.failure}: {outcome.message}"
+        seconds = outcome.cost_seconds
+        report(
+            f"{len(self.known):5d} {job.source}: {job.crystal.n_atoms} atoms, {outcome.n_steps} steps, {seconds:.1f} s, {state}"
+        )
+
+
+def _load() -> None:
+    """Load CHGNet once a process."""
+    global _calculator  # noqa: PLW0603 - what a pool's process keeps
+    warnings.simplefilter("ignore")
+    _calculator = CHGNetPotential().calculator()
+
+
+def _relax(job: Job) -> tuple[Job, Relaxation]:
+    return job, relax(job.crystal, _calculator, SETTINGS, elements=CHGNetPotential.elements)
 
 
 def report(line: str) -> None:
@@ -175,7 +196,9 @@ def known_jobs(jobs: Sequence[Job]) -> Iterator[Job]:
     named = [formula for row in _rows("known_compounds.csv") for formula in row["formulas"].split()]
     wanted = [formula for formula in dict.fromkeys(named) if reduced_formula(parse_formula(formula)) not in have]
     templates = [(job.crystal, job.source) for job in jobs if job.crystal.n_atoms <= MAX_KNOWN_ATOMS]
-    ensemble = StructuralEnsemble.load(HERE / "ensembles" / "structural.safetensors")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ensemble = StructuralEnsemble.load(HERE / "ensembles" / "structural.safetensors", device)
+    ensemble = replace(ensemble, members=ensemble.members[:2])  # to choose what is tried, two say enough
     for formula, found in isotypes(wanted, templates, ensemble, most=STRUCTURES_TRIED).items():
         report(f"{formula}: {len(found)} structures to try")
         for crystal, template in found:

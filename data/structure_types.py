@@ -41,6 +41,7 @@ STRUCTURE_TYPES: dict[str, StructureType] = {
     "A8": StructureType("P3_121", _HEXAGONAL, (("x", 0, _T),), 0.24),
     "dhcp": StructureType("P6_3/mmc", _HEXAGONAL, ((0, 0, 0), (_T, _S, _Q))),
     "alpha-N2": StructureType("Pa-3", _CUBIC, (("x", "x", "x"),), 0.055),
+    "alpha-O2": StructureType("C2/m", _MONOCLINIC, ((0.103, 0, 0.161),), beta=132.5),
     "A14 Cl": StructureType("Cmce", _ORTHORHOMBIC, ((0, 0.130, 0.100),)),
     "A14 Br": StructureType("Cmce", _ORTHORHOMBIC, ((0, 0.135, 0.110),)),
     "A14 I": StructureType("Cmce", _ORTHORHOMBIC, ((0, 0.154, 0.117),)),

@@ -185,7 +185,7 @@ class ConvexHull:
         return tuple(entry for entry, distance in zip(entries, distances, strict=True) if distance <= tolerance)
 
     def n_competing(self, composition: Mapping[int, int], within: float = COMPETING_WITHIN) -> int:
-        """Count the compounds of a composition's system and its subsystems at most `within` eV/atom above the hull.
+        """Count the compounds of a composition's system and its subsystems at most `within` eV/atom above the hull of all others.
 
         A reduced composition counts once, by its lowest entry; the composition itself and the elements do not count.  None means
         that a verdict would rest on the elements alone.  Raises InvalidInput for a `within` that is negative or not a number.
@@ -193,13 +193,17 @@ class ConvexHull:
         if not within >= 0:
             raise InvalidInput(f"compounds within {within} eV/atom of the hull: expected a number of at least 0")
         own = composition_key(composition)
-        elements = sorted(z for z, _ in own)
-        return sum(
-            key != own and distance <= within
-            for size in range(2, len(elements) + 1)
-            for part in itertools.combinations(elements, size)
-            for key, distance in self._distances_of(frozenset(part)).items()
-        )
+        elements = tuple(sorted(z for z, _ in own))
+        parts = [frozenset(part) for n in range(2, len(elements) + 1) for part in itertools.combinations(elements, n)]
+        system = self._system(frozenset(elements))
+        if len(own) > 1 and own in system.vertices:  # lying on the hull itself, it must not push its competitors away
+            others = {key: entry for part in parts for key, entry in self._lowest.get(part, {}).items() if key != own}
+            fractions = np.array([_fractions(key, elements) for key in others]).reshape(-1, len(elements))
+            above = np.array([entry.e_form_per_atom for entry in others.values()]) - self._hull_without(own, system).energy(
+                fractions
+            )
+            return int((above <= within + 1e-12).sum())
+        return sum(key != own and distance <= within for part in parts for key, distance in self._distances_of(part).items())
 
     def _distances_of(self, elements: frozenset[int]) -> dict[CompositionKey, float]:
         """Distances above the hull, eV/atom, of the lowest entries that hold all of these elements and no other."""
