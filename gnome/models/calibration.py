@@ -47,9 +47,9 @@ class ErrorCalibration:
             raise ValueError(f"{self}: expected a floor and degrees above 0")
 
     @classmethod
-    def fit(cls, errors: Array, widths: Array, *, least: int = MIN_EXAMPLES) -> Self | None:
-        """Fit by maximum likelihood; None where there are fewer than `least` errors."""
-        if len(errors) < least:
+    def fit(cls, errors: Array, widths: Array, *, least: int | None = None) -> Self | None:
+        """Fit by maximum likelihood; None where there are fewer than `least` errors, `MIN_EXAMPLES` unless given."""
+        if len(errors) < (MIN_EXAMPLES if least is None else least):
             return None
         typical = float(np.median(np.abs(errors))) + _SMALLEST
         start = np.log([typical / 2, typical / (float(np.median(widths)) + _SMALLEST), 1.0, 3.0])

@@ -14,7 +14,7 @@ from gnome.errors import InvalidCheckpoint, OutOfMemory
 from gnome.fp8.edge_block import set_edge_precision
 from gnome.graphs.crystal_graph import GraphBatch, PackedGraphs
 from gnome.models.angular_network import AngularNetwork
-from gnome.models.calibration import MIN_EXAMPLES, ErrorCalibration
+from gnome.models.calibration import ErrorCalibration
 from gnome.models.checkpoint import Network, load_ensemble
 from gnome.models.linear import Precision, autocast
 from gnome.models.memory import is_out_of_memory
@@ -35,11 +35,11 @@ def median_and_spread(member_energies: NDArray[np.float64]) -> tuple[NDArray[np.
 
 
 def calibrate_crystals(
-    member_energies: NDArray[np.float64], targets: NDArray[np.float64], *, least: int = MIN_EXAMPLES
+    member_energies: NDArray[np.float64], targets: NDArray[np.float64], *, least: int | None = None
 ) -> dict[str, float] | None:
     """Learn from energies (members, n) of held-out crystals how far their median is off; what a card keeps as `calibration`.
 
-    None where there are fewer than `least` of them.
+    None where there are fewer than `least` of them, as of `ErrorCalibration.fit`.
     """
     medians, spreads = median_and_spread(member_energies)
     made = ErrorCalibration.fit(targets - medians, spreads, least=least)
