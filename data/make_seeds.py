@@ -38,8 +38,8 @@ from gnome.models.ensemble import StructuralEnsemble
 
 HERE = Path(__file__).parent
 SETTINGS = RelaxSettings(max_steps=500)
-MAX_LIBRARY_ATOMS = 40
-MAX_KNOWN_ATOMS = 36
+MAX_LIBRARY_ATOMS = 20
+MAX_ISOTYPE_ATOMS = 12
 STRUCTURES_TRIED = 2
 COD_FOLDER = Path(os.environ.get("AVOGADRO_CRYSTALS", "/usr/share/avogadro2/crystals"))
 _calculator: Calculator
@@ -179,14 +179,14 @@ def library_jobs() -> Iterator[Job]:
 
 
 def cod_jobs() -> Iterator[Job]:
-    """Yield the crystals of the Crystallography Open Database that Debian's libavogadro-data carries, up to 40 atoms."""
+    """Yield the crystals of the Crystallography Open Database that Debian's libavogadro-data carries, up to 20 atoms."""
     if not COD_FOLDER.is_dir():
         raise SystemExit(f"{COD_FOLDER} is not there: apt-get install libavogadro-data")
     for path in sorted(COD_FOLDER.rglob("*.cif")):
         for item in read_crystals(path):
             if isinstance(item, ReadCrystal) and set(item.crystal.composition) <= CHGNetPotential.elements:
                 crystal = primitive_crystal(item.crystal)
-                if crystal.n_atoms <= MAX_KNOWN_ATOMS:
+                if crystal.n_atoms <= MAX_LIBRARY_ATOMS:
                     yield Job(crystal, f"COD, from libavogadro-data: {crystal.reduced_formula} {path.stem}")
 
 
@@ -195,7 +195,7 @@ def known_jobs(jobs: Sequence[Job]) -> Iterator[Job]:
     have = {job.crystal.reduced_formula for job in jobs}
     named = [formula for row in _rows("known_compounds.csv") for formula in row["formulas"].split()]
     wanted = [formula for formula in dict.fromkeys(named) if reduced_formula(parse_formula(formula)) not in have]
-    templates = [(job.crystal, job.source) for job in jobs if job.crystal.n_atoms <= MAX_KNOWN_ATOMS]
+    templates = [(job.crystal, job.source) for job in jobs if job.crystal.n_atoms <= MAX_ISOTYPE_ATOMS]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ensemble = StructuralEnsemble.load(HERE / "ensembles" / "structural.safetensors", device)
     ensemble = replace(ensemble, members=ensemble.members[:2])  # to choose what is tried, two say enough

@@ -16,13 +16,15 @@ from chgnet.model.model import CHGNet
 from gnome.errors import EvaluatorUnavailable
 
 
-def load_calculator(chgnet_version: str, file_name: str, sha256: str) -> Calculator:
-    """Load CHGNet on the CPU with one thread; raises EvaluatorUnavailable unless the weights are the known file."""
+def load_calculator(chgnet_version: str, file_name: str, sha256: str, device: str = "cpu") -> Calculator:
+    """Load CHGNet on a device; raises EvaluatorUnavailable unless that is there and the weights are the known file."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise EvaluatorUnavailable(f"chgnet: torch finds no GPU for device {device}; set GNOME_DEVICE to cpu")
     check_sha256(Path(chgnet.__file__).parent / "pretrained" / chgnet_version / file_name, sha256)
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()):  # both print a line about the device
-        model = CHGNet.load(model_name=chgnet_version, use_device="cpu", verbose=False)
-        return _QuietCalculator(model=model, use_device="cpu", on_isolated_atoms="error")
+        model = CHGNet.load(model_name=chgnet_version, use_device=device, verbose=False)
+        return _QuietCalculator(model=model, use_device=device, on_isolated_atoms="error")
 
 
 class _QuietCalculator(CHGNetCalculator):

@@ -3,9 +3,10 @@
 A `Potential` is light and can be sent to a worker process; `calculator()` does the loading, in the process that will use it.
 """
 
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from ase.calculators.calculator import Calculator
 
@@ -42,14 +43,20 @@ class Potential(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class CHGNetPotential:
     """CHGNet 0.3.0 from the weights inside its own package (Deng et al., Nat. Mach. Intell. 5, 1031 (2023)).
+
+    `device` is where it computes, as torch names it; another one changes the last digits of single precision alone, so it is no part of
+    the method.
 
     Its labels are Materials Project energies (PBE and PBE+U) with the MP2020 corrections already in them, so nothing is to be added.
     """
 
-    name = "chgnet"
-    elements = MPTRJ_ELEMENTS
+    device: str = "cpu"
+
+    name: ClassVar[str] = "chgnet"
+    elements: ClassVar[frozenset[int]] = MPTRJ_ELEMENTS
 
     @cached_property
     def method(self) -> Method:
@@ -62,10 +69,11 @@ class CHGNetPotential:
         )
 
     def calculator(self) -> Calculator:
-        """Load on the CPU with one thread, so that the same crystal gets the same answer in every process.
+        """Load on the device, with one thread of the CPU, so that the same crystal gets the same answer in every process.
 
-        Raises EvaluatorUnavailable when the weights are missing or are not the known file: they are a pickle, so nothing else is opened.
+        Raises EvaluatorUnavailable when the device is not there, or the weights are missing or are not the known file: they are a pickle,
+        so nothing else is opened.
         """
         from dft_stub.chgnet_calculator import load_calculator  # noqa: PLC0415  # loads torch, which only this potential needs
 
-        return load_calculator(CHGNET_VERSION, _CHGNET_FILE, _CHGNET_SHA256)
+        return load_calculator(CHGNET_VERSION, _CHGNET_FILE, _CHGNET_SHA256, self.device)

@@ -22,8 +22,9 @@ _GPAW_KEYWORDS: Final = {"mode": {"name": "pw", "ecut": 400}, "xc": "PBE", "kpts
 def make_evaluator(name: str, **options: Any) -> Evaluator:
     """Make the evaluator of that name.
 
-    Options: `workers` for all; `settings` (RelaxSettings) and `limits` (WorkerLimits) for all that relax; `keywords`, `silent_keywords`,
-    `references_path`, `ground_states` for ASE calculators; `wait` for recorded answers.
+    Options: `workers` for all; `device` (as torch names it) for potentials that are networks; `settings` (RelaxSettings) and `limits`
+    (WorkerLimits) for all that relax; `keywords`, `silent_keywords`, `references_path`, `ground_states` for ASE calculators; `wait` for
+    recorded answers.
     Raises InvalidInput for a name or option that does not exist, EvaluatorUnavailable when what it needs is not there.
     """
     try:

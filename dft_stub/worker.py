@@ -33,8 +33,9 @@ def main() -> None:
 
 def _serve(connection: Connection) -> None:
     memory_bytes, seconds, make_function = connection.recv()
-    limit = memory_bytes + ADDRESS_SPACE_OVERHEAD
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if memory_bytes is not None:
+        limit = memory_bytes + ADDRESS_SPACE_OVERHEAD
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         function = make_function()

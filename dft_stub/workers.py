@@ -34,10 +34,12 @@ class WorkerLimits:
     """What one task may use: seconds of wall-clock time, bytes of resident memory, those of its children included.
 
     The time limit is there for what hangs; it is long, so that a slow machine does not change an answer.
+    `bounds_addresses`: whether mapped memory is limited too; not where CUDA is used, which maps far more than it touches.
     """
 
     seconds: float = 900.0
     memory_bytes: int = 2 * 2**30
+    bounds_addresses: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +230,7 @@ def _start(make_function: Callable[[], Callable[[Any], Any]], limits: WorkerLimi
     theirs.close()
     worker = _Worker(process, ours, folder, time.monotonic())
     with contextlib.suppress(OSError):  # it died while starting; reading the pipe will say so
-        ours.send((limits.memory_bytes, limits.seconds, make_function))
+        ours.send((limits.memory_bytes if limits.bounds_addresses else None, limits.seconds, make_function))
     return worker
 
 

@@ -28,7 +28,7 @@ _INTERRUPTION: Final = "Execution was aborted by a"
 
 @flow(name="campaign", persist_result=True, result_serializer="json")
 def campaign_flow(
-    settings: dict[str, Any], round_settings: dict[str, Any], campaign: dict[str, int], resume: bool = False, folder: str = ""
+    settings: dict[str, Any], round_settings: dict[str, Any], campaign: dict[str, Any], resume: bool = False, folder: str = ""
 ) -> list[dict[str, Any]]:
     """Run a campaign; its shards are tasks, its progress and its table are artifacts.  Returns one row a round.
 

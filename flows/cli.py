@@ -81,7 +81,7 @@ def make_console(*, stderr: bool = False) -> Console:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; deliberate errors become one line."""
-    for module in ("cli_loop", "cli_models", "cli_database"):  # importing registers their commands
+    for module in ("cli_loop", "cli_models", "cli_ensembles", "cli_database"):  # importing registers their commands
         import_module(f"flows.{module}")
 
     if sys.stdout is None or sys.stderr is None:  # closed by the shell, as in `>&-`: files opened later would take its place

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from flows.cli import app, make_console, print_json
-from flows.settings import SCREENED_PER_EVALUATION, CampaignSettings, RoundSettings, Settings, parse_elements
+from flows.settings import AUTOMATIC, SCREENED_PER_EVALUATION, CampaignSettings, RoundSettings, Settings, parse_elements
 from gnome.errors import InvalidInput
 
 campaign_app = typer.Typer(help="Run several rounds with learning in between, at once or on a schedule.", no_args_is_help=True)
@@ -30,6 +30,7 @@ Formulas = Annotated[int, typer.Option(help="Formulas that the compositional pip
 Seed = Annotated[int, typer.Option(help="The same seed on an empty database gives the same result.")]
 Rounds = Annotated[int, typer.Option(help="Rounds to run.")]
 RetrainAfter = Annotated[int, typer.Option(help="New converged evaluations after which the ensemble learns.")]
+Precision = Annotated[str, typer.Option(help="Of learning: fp32, bf16, fp8, or auto, on a GPU that of the ensemble in use.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
@@ -141,6 +142,7 @@ def campaign_run(
     unbalanced: Unbalanced = False,
     max_atoms: MaxAtoms = _DEFAULTS.max_atoms,
     retrain_after: RetrainAfter = 80,
+    precision: Precision = AUTOMATIC,
     plain: Annotated[bool, typer.Option("--plain", help="Without Prefect: no runs to look at, the same result.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -152,9 +154,8 @@ def campaign_run(
     wanted = _round_settings(
         settings, elements, generator, evaluator, budget, candidates, screened, acquisition, formulas, seed, unbalanced, max_atoms
     )
-    _campaign(
-        CampaignSettings(rounds=rounds, retrain_after=retrain_after), wanted, settings, plain=plain, as_json=as_json, resume=False
-    )
+    limits = CampaignSettings(rounds=rounds, retrain_after=retrain_after, precision=precision)
+    _campaign(limits, wanted, settings, plain=plain, as_json=as_json, resume=False)
 
 
 @campaign_app.command("resume")
@@ -265,6 +266,7 @@ def campaign_schedule(
     unbalanced: Unbalanced = False,
     max_atoms: MaxAtoms = _DEFAULTS.max_atoms,
     retrain_after: RetrainAfter = 80,
+    precision: Precision = AUTOMATIC,
     name: Annotated[str, typer.Option(help="Name of the deployment in Prefect.")] = "campaign",
 ) -> None:
     """Serve a Prefect deployment that runs a campaign whenever the schedule says so; Ctrl-C ends it.
@@ -278,5 +280,5 @@ def campaign_schedule(
     wanted = _round_settings(
         settings, elements, generator, evaluator, budget, candidates, screened, acquisition, formulas, seed, unbalanced, max_atoms
     )
-    limits = CampaignSettings(rounds=rounds, retrain_after=retrain_after)
+    limits = CampaignSettings(rounds=rounds, retrain_after=retrain_after, precision=precision)
     serve_campaign(settings, wanted, limits, cron=cron, name=name, listener=Bars(make_console(stderr=True)))

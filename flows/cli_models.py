@@ -197,7 +197,11 @@ def train_command(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="structural or compositional.")],
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="Parquet shards with e_form_per_atom; compositional: tables of formulas too."),
+        typer.Argument(
+            metavar="FILE...",
+            help="Crystals with energies: CSV with cif or structure, JSON entries, extxyz, Parquet, folders; compositional: tables of "
+            "formulas too.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Where the weights go; the card is written beside them.")] = Path(
         "ensemble.safetensors"
@@ -206,17 +210,31 @@ def train_command(
     network: Annotated[
         str | None, typer.Option(help="Of a structural ensemble: angular, also when not given, or gnome, GNoME's.")
     ] = None,
-    members: Annotated[int, typer.Option(help="Networks in the ensemble.")] = 5,
+    members: Annotated[int | None, typer.Option(help="Networks in the ensemble; 5 when not given, with --fine-tune all.")] = None,
     width: Annotated[
         int | None, typer.Option(help="Features of nodes and edges (256 when not given), or of elements (128).")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data; 130 when not given, 60 of formulas.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples in a step; 512 when not given, 256 of formulas.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data; 130 when not given, 60 of formulas, 10 to fine-tune.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples in a step; 512 when not given, 256 of formulas, 16 to fine-tune.")
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="At the start; it falls linearly to zero. By network when not given.")
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp8.")] = "fp32",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+    energy_key: Annotated[
+        str, typer.Option(help="Field of total energies, eV a cell (an atom where it ends in per_atom), under an unusual name.")
+    ] = "",
+    fine_tune: Annotated[
+        bool,
+        typer.Option("--fine-tune", help="Teach the shipped structural ensemble a few dozen crystals or more of another method."),
+    ] = False,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="With --fine-tune: weights (.safetensors) to begin with instead.")
+    ] = None,
     scaling_law: Annotated[
         bool,
         typer.Option("--scaling-law", help="Measure instead how the error of one network falls with the number of crystals."),
@@ -231,24 +249,39 @@ def train_command(
 ) -> None:
     """Train an ensemble; a run that was interrupted goes on when the same command is given again.
 
+    Examples are split by the hash of their formulas. Formation energies are taken from total ones by the elements' own entries.
+
     gnome train structural shards/*.parquet --out my.safetensors --method my-pbe
+
+    gnome train structural my.csv entries.json --out my.safetensors --method my-pbe --fine-tune
 
     On several GPUs, which share the members: torchrun --nproc-per-node 8 -m flows.cli train ...
     """
     from flows.progress import Bars  # noqa: PLC0415
     from flows.training import TrainRequest, defaults_for, train_files  # noqa: PLC0415
 
+    if fine_tune:
+        unwanted = {"--network": network, "--width": width, "--scaling-law": scaling_law or None, "--smallest": smallest}
+        if given := [name for name, value in unwanted.items() if value is not None]:
+            raise InvalidInput(f"{', '.join(given)}: leave out with --fine-tune, which takes the networks as they are")
+        _fine_tune(
+            kind, tuple(files), out, method, start=start, energy_key=energy_key, members=members, epochs=epochs,
+            batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed, as_json=as_json,
+        )  # fmt: skip
+        return
+    if start is not None:
+        raise InvalidInput(f"--from {start}: goes with --fine-tune")
     if kind == "compositional" and network is not None:
         raise InvalidInput(f"--network {network}: goes with structural ensembles")
     network = network or "angular"
     shape, usual = defaults_for(kind, network)
     request = TrainRequest(
-        kind=kind, network=network, files=tuple(files), out=out, method=method, members=members,
+        kind=kind, network=network, files=tuple(files), out=out, method=method, members=5 if members is None else members,
         width=shape.width if width is None else width,
         epochs=usual.epochs if epochs is None else epochs,
         batch_size=usual.batch_size if batch_size is None else batch_size,
         learning_rate=usual.learning_rate if learning_rate is None else learning_rate,
-        precision=precision, seed=seed,
+        precision=precision, seed=seed, energy_key=energy_key,
     )  # fmt: skip
     if scaling_law:
         _scaling_law(request, SMALLEST if smallest is None else smallest, as_json=as_json)
@@ -261,13 +294,51 @@ def train_command(
     if as_json:
         print_json(card)
         return
-    console = make_console()
+    _print_metrics(card)
+    make_console().print(f"Weights: {out}")
+
+
+def _print_metrics(card: dict[str, Any]) -> None:
     for name, metrics in card["metrics"].items():
         mae, rank = metrics["mae"], metrics["spearman"]
-        console.print(
+        make_console().print(
             f"{name}: n {metrics['n']}, MAE {mae['value']:.4f} [{mae['low']:.4f}, {mae['high']:.4f}] eV/atom, "
             f"rank correlation {rank['value']:.3f} [{rank['low']:.3f}, {rank['high']:.3f}]",
         )
+
+
+def _fine_tune(
+    kind: str, files: tuple[Path, ...], out: Path, method: str, *, start: Path | None, energy_key: str, members: int | None,
+    precision: str, as_json: bool, **training: Any,
+) -> None:  # fmt: skip
+    from dataclasses import replace  # noqa: PLC0415
+
+    from flows.fine_tuning import GENTLE, FineTuneRequest, fine_tune  # noqa: PLC0415
+    from flows.progress import Bars  # noqa: PLC0415
+    from flows.training import check_precision  # noqa: PLC0415
+
+    if kind != "structural":
+        raise InvalidInput(f"--fine-tune: for structural ensembles, not {kind} ones")
+    given = {name: value for name, value in training.items() if value is not None}
+    if not 0 <= given["seed"] < 2**63:
+        raise InvalidInput(f"seed is {given['seed']}, expected 0 or more")
+    train = replace(GENTLE, **given, precision=check_precision(precision))
+    request = FineTuneRequest(
+        files=files, out=out, method=method, start=start, energy_key=energy_key, members=members, train=train
+    )
+    card = fine_tune(request, Bars(make_console(stderr=as_json)))
+    if as_json:
+        print_json(card)
+        return
+    change, console = card["difference"], make_console()
+    console.print("On crystals that the networks which answer had not learnt:")
+    _print_metrics(card)
+    verdict = "better than before" if card["improved"] else "not measured to be better: the interval holds 0; give more crystals"
+    console.print(
+        f"change of the error: {change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] eV/atom, {verdict}",
+        soft_wrap=True,
+    )
+    console.print(f"{card['trained_on']}; it answers for {len(card['elements'])} elements under {card['method']}", soft_wrap=True)
     console.print(f"Weights: {out}")
 
 

@@ -1,7 +1,8 @@
 """Learning from a round: fine-tune the structural ensemble on everything the evaluator has answered, and promote it if it is not worse.
 
 First form: all crystals of the method (relaxed seeds and discoveries, and the unrelaxed candidates these came from, under the relaxed
-energy) are the training set, but for those with a formula of the shipped validation set, which decides.
+energy) are the training set, but for the formulas of the validation buckets, which are never learnt.  The shipped validation set decides;
+under a method that it does not hold energies of, the method's own crystals of those buckets do, once there are enough.
 """
 
 import hashlib
@@ -10,21 +11,26 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 import torch
 
 from flows.device import device_of
+from flows.settings import AUTOMATIC, PRECISIONS
 from flows.workspace import Workspace
 from gnome.crystals.crystal import Crystal
+from gnome.crystals.formula import split_bucket
 from gnome.crystals.shards import read_shard
 from gnome.database.records import ModelRecord, TrainingRow
+from gnome.database.store import Store
 from gnome.errors import InvalidInput
 from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.checkpoint import Network, save_ensemble
+from gnome.models.datasets import VALIDATION_BUCKETS
 from gnome.models.energy_model import EnergyModel
 from gnome.models.ensemble import CrystalNetwork, StructuralEnsemble, calibrate_crystals
+from gnome.models.linear import Precision
 from gnome.models.metrics import bootstrap, mean_absolute_error
 from gnome.models.recipes import EnsembleSettings, train_member
 from gnome.models.training import EpochRecord, Labelled, TrainSettings
@@ -36,8 +42,13 @@ from pipelines.cascade import AS_GUESSED
 from pipelines.screening import fit_offset, predict_energies
 
 FINE_TUNING = TrainSettings(epochs=4, batch_size=32, learning_rate=1e-4, volume_jitter=0.2, save_every=1)
+HELD_OUT: Final = f"{VALIDATION_BUCKETS[0]} to {VALIDATION_BUCKETS[-1]}"
+
 RAN_AWAY = 1000.0
 """eV/atom: the error of a prediction that is no number, as a network gives whose training ran away."""
+
+MIN_HELD_OUT, MIN_FORMULAS_HELD_OUT = 30, 10
+"""Crystals of the validation buckets, and different formulas among them, from which on they may judge a retraining."""
 
 MAX_CALIBRATION = 500
 """Crystals that an offset is fitted on, at most."""
@@ -66,10 +77,11 @@ class Retraining:
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Unrelaxed crystals that ship with the energies of their relaxed states under one method."""
+    """Crystals, unrelaxed where that is known, with the energies of their relaxed states under one method, and what they are in words."""
 
     crystals: list[Crystal]
     e_form_per_atom: np.ndarray[Any, np.dtype[np.float64]]
+    source: str = "the shipped validation set"
 
     @property
     def formulas(self) -> frozenset[str]:
@@ -77,14 +89,31 @@ class ValidationSet:
         return frozenset(crystal.reduced_formula for crystal in self.crystals)
 
 
-def load_validation(method: str) -> ValidationSet:
-    """Load the shipped validation set; raises InvalidInput when it is of another method than the hull's."""
-    label, validation = _shipped_validation()
-    if label != method:
+def load_validation(store: Store, method: str) -> ValidationSet:
+    """Find what judges a retraining: the shipped validation set, or the method's own crystals of the validation buckets.
+
+    Raises InvalidInput where those are too few to judge by.
+    """
+    label, shipped = _shipped_validation()
+    if label == method:
+        return shipped
+    rows = [row for row in store.training_rows(method) if is_held_out(row)]
+    n_formulas = len({row.crystal.reduced_formula for row in rows})
+    if len(rows) < MIN_HELD_OUT or n_formulas < MIN_FORMULAS_HELD_OUT:
         raise InvalidInput(
-            f"{_validation_file()} holds energies of {label}, the hull is of {method}; retraining needs a validation set of its method"
+            f"{len(rows)} crystals of {n_formulas} formulas under {method} are held out to judge by what is learnt (those of the buckets "
+            f"{HELD_OUT}), {MIN_HELD_OUT} of {MIN_FORMULAS_HELD_OUT} are needed; until then rounds go on without learning"
         )
-    return validation
+    return ValidationSet(
+        [row.unrelaxed or row.crystal for row in rows],
+        np.array([row.e_form_per_atom for row in rows]),
+        f"{len(rows)} crystals of {method} in the database, of the buckets {HELD_OUT}",
+    )
+
+
+def is_held_out(row: TrainingRow) -> bool:
+    """Whether a crystal's formula is of the buckets that judge, and that nothing learns from."""
+    return split_bucket(row.crystal.reduced_formula) in VALIDATION_BUCKETS
 
 
 def unrelaxed_examples(method: str, rows: Iterable[TrainingRow]) -> tuple[list[Crystal], list[float]]:
@@ -123,12 +152,21 @@ def new_answers(workspace: Workspace, method: str) -> int:
 
 
 def retrain(
-    workspace: Workspace, method: str, number: int, *, settings: TrainSettings = FINE_TUNING, seed: int = 0
+    workspace: Workspace,
+    method: str,
+    number: int,
+    *,
+    settings: TrainSettings = FINE_TUNING,
+    seed: int = 0,
+    precision: str = AUTOMATIC,
 ) -> Retraining:
-    """Fine-tune the ensemble in use after round `number`; a run that was interrupted goes on where it stopped."""
+    """Fine-tune the ensemble in use after round `number`; a run that was interrupted goes on where it stopped.
+
+    `precision` as of `retraining_precision`.  Raises InvalidInput where there is nothing to judge the result by.
+    """
     current = _model_before(workspace, number)
-    validation = load_validation(method)
-    rows = list(workspace.store.training_rows(method))
+    validation = load_validation(workspace.store, method)
+    rows = [row for row in workspace.store.training_rows(method) if not is_held_out(row)]
     rows = [row for row in rows if row.crystal.reduced_formula not in validation.formulas]
     crystals, targets = training_examples(rows, current.elements)
     device = device_of(workspace.settings)
@@ -136,7 +174,7 @@ def retrain(
     train = Labelled(pack, torch.tensor(targets, dtype=torch.float32, device=device))
     recipe = EnsembleSettings(
         network=current.members[0].settings,
-        train=replace(settings, seed=derived_seed(seed, number)),
+        train=replace(settings, seed=derived_seed(seed, number), precision=retraining_precision(precision, current.card, device)),
         members=len(current.members),
     )
     folder = workspace.settings.data_folder / "models"
@@ -153,6 +191,8 @@ def retrain(
         ]
     card = {
         **{key: current.card[key] for key in ("licences", "split") if key in current.card},
+        "held_out": f"formulas of the buckets {HELD_OUT} (md5 of the reduced formula modulo 100) were not learnt from; they judge",
+        "precision": recipe.train.precision,
         "method": method,
         "elements": sorted(current.elements & set().union(*(crystal.composition for crystal in crystals))),
         "parent": current.model_id,
@@ -161,7 +201,7 @@ def retrain(
     }
     card |= {
         "calibration": _calibration(members, card, validation),
-        "calibrated_on": "the shipped validation set",
+        "calibrated_on": validation.source,
     }
     saved = save_ensemble(folder / "structural-{sha256}.safetensors", members, card)
     path = folder / f"structural-{saved['sha256'][:16]}.safetensors"
@@ -174,7 +214,16 @@ def _calibration(members: Sequence[Network], card: Mapping[str, Any], validation
     ensemble = StructuralEnsemble([member for member in members if isinstance(member, CrystalNetwork)], card)
     known = np.array([set(crystal.composition) <= ensemble.elements for crystal in validation.crystals])
     energies = ensemble.member_energies([crystal for crystal, ok in zip(validation.crystals, known, strict=True) if ok])[:, 0]
-    return calibrate_crystals(energies, validation.e_form_per_atom[known]) if np.isfinite(energies).all() else None
+    if not np.isfinite(energies).all():
+        return None
+    return calibrate_crystals(energies, validation.e_form_per_atom[known], least=MIN_HELD_OUT)
+
+
+def retraining_precision(asked: str, card: Mapping[str, Any], device: torch.device) -> Precision:
+    """Return the precision asked for; of `auto`, on a GPU that in which the ensemble in use was trained, FP32 on a CPU and otherwise."""
+    trained = card.get("precision") or card.get("training", {}).get("precision")
+    wanted = asked if asked != AUTOMATIC else trained if device.type == "cuda" else "fp32"
+    return cast(Precision, wanted if wanted in PRECISIONS else "fp32")
 
 
 def _digest(*parts: Any) -> str:

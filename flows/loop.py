@@ -47,7 +47,12 @@ def campaign_of(record: RoundRecord) -> CampaignSettings:
     kept = record.settings.get("campaign") or {}
     finished = record.state != "running"
     left = campaign_end(record) - record.number + (0 if finished else 1)
-    return CampaignSettings(rounds=max(1, left), retrain_after=kept.get("retrain_after", CampaignSettings().retrain_after))
+    usual = CampaignSettings()
+    return CampaignSettings(
+        rounds=max(1, left),
+        retrain_after=kept.get("retrain_after", usual.retrain_after),
+        precision=kept.get("precision", usual.precision),
+    )
 
 
 def campaign_end(record: RoundRecord) -> int:
@@ -67,7 +72,7 @@ def _until(
     workspace: Workspace, settings: RoundSettings, campaign: CampaignSettings, last: int, run: ShardRunner
 ) -> list[RoundRecord]:
     done: list[RoundRecord] = []
-    kept = {"campaign_until": last, "retrain_after": campaign.retrain_after}
+    kept = {"campaign_until": last, "retrain_after": campaign.retrain_after, "precision": campaign.precision}
     rounds = workspace.store.rounds()
     if rounds and rounds[-1].state == "finished":
         _learn(workspace, rounds[-1].number, campaign, run)

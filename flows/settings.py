@@ -20,6 +20,8 @@ from gnome.processes import usable_cores
 
 GENERATORS = ("structural", "compositional", "both")
 ACQUISITIONS = ("stability", "greedy")
+PRECISIONS = ("fp32", "bf16", "fp8")
+AUTOMATIC = "auto"
 LOOKED_AGAIN_PER_EVALUATION, SCREENED_PER_EVALUATION = 10, 3
 """What the looks of `pipelines.cascade` keep; named here too because settings must not wait for torch."""
 
@@ -160,12 +162,18 @@ class RoundSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CampaignSettings:
-    """`rounds` to run; the ensemble learns once `retrain_after` converged evaluations are new to it."""
+    """`rounds` to run; the ensemble learns once `retrain_after` converged evaluations are new to it, in `precision`.
+
+    That is fp32, bf16, fp8 or auto: on a GPU that in which the ensemble in use was trained, fp32 on a CPU.
+    """
 
     rounds: int = 3
     retrain_after: int = 80
+    precision: str = AUTOMATIC
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         if self.rounds < 1 or self.retrain_after < 1:
             raise InvalidInput(f"rounds is {self.rounds} and retrain_after {self.retrain_after}, expected 1 or more")
+        if self.precision not in {AUTOMATIC, *PRECISIONS}:
+            raise InvalidInput(f"precision {self.precision!r}, expected {AUTOMATIC}, {', '.join(PRECISIONS)}")

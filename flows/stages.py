@@ -31,7 +31,7 @@ from flows.learning import load_validation, retrain
 from flows.proposing import allowed_elements, propose_compositional, propose_structural
 from flows.rounds import Result, chosen, load_candidates, n_pieces, round_method, round_model, round_settings
 from flows.seeding import add_seeds
-from flows.settings import RoundSettings
+from flows.settings import AUTOMATIC, RoundSettings
 from flows.workspace import Workspace
 from gnome.database.leases import hold_round
 from gnome.database.query import count as count_crystals
@@ -46,12 +46,12 @@ ShardRunner = Callable[[Workspace, int, str, int], Result]
 
 
 def run_round(
-    workspace: Workspace, settings: RoundSettings, *, run: ShardRunner | None = None, campaign: Mapping[str, int] | None = None
+    workspace: Workspace, settings: RoundSettings, *, run: ShardRunner | None = None, campaign: Mapping[str, Any] | None = None
 ) -> RoundRecord:
     """Run the next round, or go on with the one that was interrupted (with its own settings).
 
     `run` runs one shard; by default in this process.  `campaign` is kept with a new round: `campaign_until` (the last round of its
-    campaign) and `retrain_after`.
+    campaign), `retrain_after` and `precision`.
     Raises RoundBusy when another process runs a round on this database.
     """
     run = run or run_shard
@@ -63,7 +63,7 @@ def run_round(
         return finish_round(workspace, record.number)
 
 
-def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign: Mapping[str, int] | None = None) -> RoundRecord:
+def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign: Mapping[str, Any] | None = None) -> RoundRecord:
     """Start a round after checking that its elements and evaluator can be served."""
     add_seeds(workspace)
     workspace.register_shipped_models()
@@ -221,11 +221,13 @@ def _retrain(workspace: Workspace, number: int, _shard: int) -> Result:
     """Fine-tune the ensemble on all answers up to this round, if there is a validation set to judge it by."""
     method = round_method(workspace, number)
     try:
-        load_validation(method)
+        load_validation(workspace.store, method)
     except InvalidInput as error:
         workspace.listener.say(f"Not retrained: {error}")
         return {"skipped": str(error)}
-    return retrain(workspace, method, number, seed=round_settings(workspace, number).seed).to_dict()
+    campaign = workspace.store.round(number).settings.get("campaign") or {}
+    precision = str(campaign.get("precision", AUTOMATIC))
+    return retrain(workspace, method, number, seed=round_settings(workspace, number).seed, precision=precision).to_dict()
 
 
 def _emptied_by(workspace: Workspace, number: int, n_evaluated: int, n_screened: int) -> str:

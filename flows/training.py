@@ -1,4 +1,4 @@
-"""`gnome train`: shards of labelled crystals in, an ensemble with its card out."""
+"""`gnome train`: labelled crystals or formulas in, an ensemble with its card out."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,8 @@ import torch
 
 from flows.lock import held
 from flows.progress import Listener
+from flows.settings import PRECISIONS
+from flows.training_data import labelled_crystals, labelled_formulas
 from flows.training_log import Parity, TrainingLog
 from gnome.atomic_write import require_writable
 from gnome.crystals.formula import parse_formula
@@ -20,10 +22,9 @@ from gnome.graphs.crystal_graph import PackedGraphs
 from gnome.models.angular_network import AngularSettings
 from gnome.models.checkpoint import Network, load_ensemble, read_card, save_ensemble
 from gnome.models.compositional import TARGETS, CompositionalSettings
-from gnome.models.datasets import Split, labelled_subset, read_labelled_crystals, split_by_formula
+from gnome.models.datasets import Split, labelled_subset, split_by_formula
 from gnome.models.ensemble import calibrate_crystals, median_and_spread
 from gnome.models.formula_ensemble import calibrate_formulas
-from gnome.models.formula_labels import read_labelled_formulas
 from gnome.models.linear import Precision
 from gnome.models.memory import memory_named
 from gnome.models.metrics import Array, atomic_fractions, fit_linear_model, score
@@ -52,6 +53,24 @@ def defaults_for(kind: str, network: str) -> tuple[NetworkSettings, TrainSetting
     return STRUCTURE_RECIPES[network]
 
 
+def check_out(out: Path, files: Sequence[Path], method: str) -> None:
+    """Refuse, before anything is read, sources, a place for the weights or a method that cannot be used."""
+    if not method:
+        raise InvalidInput("name the method behind the energies with --method, for example --method pbe-mp2020")
+    if out.suffix != ".safetensors":
+        raise InvalidInput(f"--out {out}: the name of weights ends in .safetensors")
+    _check_target(out)
+    if twice := sorted({str(file) for file in files if sum(file.resolve() == one.resolve() for one in files) > 1}):
+        raise InvalidInput(f"{', '.join(twice)}: given more than once; its examples would count twice")
+
+
+def check_precision(name: str) -> Precision:
+    """Return a precision; raises InvalidInput for one that there is not."""
+    if name not in PRECISIONS:
+        raise InvalidInput(f"precision {name!r}, expected fp32, bf16 or fp8")
+    return cast(Precision, name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
     """What `gnome train` was asked for; `network` is of structural ensembles."""
@@ -68,19 +87,13 @@ class TrainRequest:
     learning_rate: float
     precision: str
     seed: int
+    energy_key: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         defaults_for(self.kind, self.network)
-        if not self.method:
-            raise InvalidInput("name the method behind the energies with --method, for example --method pbe-mp2020")
-        if self.precision not in {"fp32", "bf16", "fp8"}:
-            raise InvalidInput(f"precision {self.precision!r}, expected fp32, bf16 or fp8")
-        if self.out.suffix != ".safetensors":
-            raise InvalidInput(f"--out {self.out}: the name of weights ends in .safetensors")
-        _check_target(self.out)
-        if twice := sorted({str(file) for file in self.files if sum(file.resolve() == one.resolve() for one in self.files) > 1}):
-            raise InvalidInput(f"{', '.join(twice)}: given more than once; its examples would count twice")
+        check_out(self.out, self.files, self.method)
+        check_precision(self.precision)
         for name, most in (("members", 1000), ("width", 8192), ("epochs", 1_000_000), ("batch_size", 1_000_000)):
             if not 1 <= getattr(self, name) <= most:
                 raise InvalidInput(f"{name} is {getattr(self, name)}, expected 1 to {most}")
@@ -117,7 +130,7 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any] | N
     if min(len(split.train), len(split.validation)) < MIN_EXAMPLES:
         raise InvalidInput(
             f"{len(split.train)} examples to train and {len(split.validation)} to validate on (split by the hash of the formula); "
-            f"at least {MIN_EXAMPLES} of each are needed"
+            f"at least {MIN_EXAMPLES} of each are needed, which takes some {20 * MIN_EXAMPLES} of them{_advice(request)}"
         )
     parts = {
         name: labelled_subset(examples.inputs, examples.targets, getattr(split, name), ranks.device)
@@ -128,6 +141,10 @@ def train_files(request: TrainRequest, listener: Listener) -> dict[str, Any] | N
         with memory_for_steps(request):
             members = _train(request, recipe, parts, ranks, listener)
         return None if members is None else _shipped(request, members, examples, split, parts)
+
+
+def _advice(request: TrainRequest) -> str:
+    return "; fewer crystals can teach an ensemble that there is: --fine-tune" if request.kind == "structural" else ""
 
 
 def memory_for_steps(request: TrainRequest) -> AbstractContextManager[None]:
@@ -151,7 +168,7 @@ def _shipped(
     found, parity = _measured(request, shipped, examples, split, parts)
     written = save_ensemble(request.out, members, card | found)
     TrainingLog(request.out).finish(request.members, request.epochs, parity)
-    _forget_states(request)
+    forget_states(request.out, request.members)
     return written
 
 
@@ -159,7 +176,7 @@ def _train(
     request: TrainRequest, recipe: EnsembleSettings, parts: Mapping[str, Labelled], ranks: Ranks, listener: Listener
 ) -> list[Network] | None:
     """Train this process's share of the members; the first process returns all, when the others are done."""
-    state = _state_folder(request.out)
+    state = state_folder(request.out)
     log = TrainingLog(request.out)
     if ranks.rank == 0 and not any(state.glob("member*.pt")):
         log.begin()
@@ -216,9 +233,10 @@ def _measured(
     return found, Parity(labels=labels.reshape(len(labels), -1)[:, 0], predicted=medians.reshape(len(medians), -1)[:, 0])
 
 
-def _forget_states(request: TrainRequest) -> None:
-    state = _state_folder(request.out)
-    for i in range(request.members):
+def forget_states(out: Path, members: int) -> None:
+    """Remove what an interrupted training of so many members would be taken up from."""
+    state = state_folder(out)
+    for i in range(members):
         (state / f"member{i}.pt").unlink(missing_ok=True)
     with suppress(OSError):  # a folder that holds something else stays
         state.rmdir()
@@ -232,7 +250,8 @@ def only_training(out: Path) -> AbstractContextManager[None]:
     )
 
 
-def _state_folder(out: Path) -> Path:
+def state_folder(out: Path) -> Path:
+    """Where an interrupted training of these weights is kept."""
     return out.with_suffix(".state")
 
 
@@ -246,14 +265,14 @@ def _check_target(out: Path) -> None:
     for beside in (log.path, log.picture, log.before):
         if beside.is_dir():
             raise InvalidInput(f"--out {out}: {beside}, which a training writes, is a folder; choose another name")
-    if _state_folder(out).exists() and not _state_folder(out).is_dir():
+    if state_folder(out).exists() and not state_folder(out).is_dir():
         raise InvalidInput(
-            f"--out {out}: {_state_folder(out)}, where an interrupted training is kept, is a file; choose another name"
+            f"--out {out}: {state_folder(out)}, where an interrupted training is kept, is a file; choose another name"
         )
     for suffix in ("json", "svg"):
         if out.with_suffix(f".scaling.{suffix}").is_dir():
             raise InvalidInput(f"--out {out}: {out.with_suffix(f'.scaling.{suffix}')}, which may be written, is a folder")
-    stopped = any(_state_folder(out).glob("member*.pt"))  # weights are written before their card
+    stopped = any(state_folder(out).glob("member*.pt"))  # weights are written before their card
     if out.exists() and not out.with_suffix(".json").exists() and not stopped:
         raise InvalidInput(f"--out {out}: is there without a card, so it may be something else; choose another name")
     if not log.is_ours():
@@ -274,11 +293,11 @@ def _check_target(out: Path) -> None:
 def read_examples(request: TrainRequest, device: torch.device) -> Examples:
     """Pack graphs of all crystals, found on a device, or formulas with their lowest energies."""
     if request.kind == "structural":
-        crystals, energies = read_labelled_crystals(request.files)
+        crystals, energies = labelled_crystals(request.files, energy_key=request.energy_key)
         with memory_named(f"the graphs of {len(crystals)} crystals are too large together: give fewer"):
             pack = PackedGraphs.from_crystals(crystals, STRUCTURE_RECIPES[request.network][0].cutoff, device)
         return Examples(pack, energies, [crystal.reduced_formula for crystal in crystals])
-    labelled = read_labelled_formulas(request.files)
+    labelled = labelled_formulas(request.files, energy_key=request.energy_key)
     return Examples(labelled.pack(), labelled.targets, labelled.formulas)
 
 

@@ -27,6 +27,8 @@ from gnome.stability.hull import ConvexHull
 
 SHIPPED = "shipped:"
 """Prefix of a model's path that is counted from the folder of shipped ensembles."""
+KINDS = ("structural", "compositional")
+"""Kinds of ensembles, of each of which one is in use."""
 
 
 @dataclass(frozen=True)
@@ -92,48 +94,76 @@ class Workspace:
         return ensemble
 
     def model_path(self, record: ModelRecord) -> Path:
-        """Find the weights of a model."""
-        if record.path.startswith(SHIPPED):
-            return shipped_data() / "ensembles" / record.path.removeprefix(SHIPPED)
-        return Path(record.path)
+        """Find the weights of a model; raises InvalidCheckpoint where they are not those that the database speaks of, or gone."""
+        path = model_file(record, self.settings)
+        if not path.exists():
+            raise InvalidCheckpoint(
+                f"{path}: the weights of model {record.id}, which {self.store.location} names, are not there; restore the file, or put "
+                f"another in use with `gnome models rollback {record.kind}` or `gnome models promote`"
+            )
+        self._check(read_card(path), record)
+        return path
 
     def register_shipped_models(self) -> None:
         """Enter the shipped ensembles into the database and put them in use where none is."""
-        for kind in ("structural", "compositional"):
-            name = f"{kind}.safetensors"
-            card = read_card(shipped_data() / "ensembles" / name)
-            record = ModelRecord(
-                id=card["sha256"][:16],
-                kind=kind,
-                path=SHIPPED + name,
-                sha256=card["sha256"],
-                card=card,
-                metrics=card.get("metrics", {}),
-            )
+        for kind in KINDS:
+            record = shipped_record(kind)
             self.store.add_model(record)
             current = self.store.current_model(kind)
-            if current is None or self._is_outdated(current):
+            if current is None or is_outdated(current, self.settings):
                 self.store.promote_model(record.id)
-
-    def _is_outdated(self, record: ModelRecord) -> bool:
-        """Whether it shipped with an earlier version of this program, which has brought another in its place."""
-        return record.path.startswith(SHIPPED) and read_card(self.model_path(record))["sha256"] != record.sha256
 
     def _check(self, card: Mapping[str, Any], record: ModelRecord) -> None:
         """Refuse weights that are not the ones the database speaks of."""
         if card["sha256"] != record.sha256:
             raise InvalidCheckpoint(
-                f"{self.model_path(record)}: not the weights of model {record.id} that {self.store.location} uses; restore the file, "
-                "or use the version of this program that it came with"
+                f"{model_file(record, self.settings)}: not the weights of model {record.id} that {self.store.location} uses; restore the "
+                "file, or use the version of this program that it came with"
             )
 
     def _current(self, kind: str) -> ModelRecord:
         record = self.store.current_model(kind)
-        if record is None or self._is_outdated(record):
+        if record is None or is_outdated(record, self.settings):
             self.register_shipped_models()
             record = self.store.current_model(kind)
             assert record is not None  # noqa: S101 - the line above puts one in use
         return record
+
+
+def shipped_record(kind: str) -> ModelRecord:
+    """Describe the shipped ensemble of a kind as a database does."""
+    name = f"{kind}.safetensors"
+    card = read_card(shipped_data() / "ensembles" / name)
+    return ModelRecord(
+        id=card["sha256"][:16],
+        kind=kind,
+        path=SHIPPED + name,
+        sha256=card["sha256"],
+        card=card,
+        metrics=card.get("metrics", {}),
+    )
+
+
+def model_file(record: ModelRecord, settings: Settings) -> Path:
+    """Where the weights of a model are, or should be: at its path, or in the data folder, wherever that is now."""
+    path = Path(record.path)
+    if record.path.startswith(SHIPPED):
+        path = shipped_data() / "ensembles" / record.path.removeprefix(SHIPPED)
+    kept = settings.data_folder / "models" / f"{record.kind}-{record.id}.safetensors"
+    return kept if kept.exists() and card_digest(path) != record.sha256 else path
+
+
+def card_digest(path: Path) -> str | None:
+    """Digest of the weights that the card beside a file names; None where there is no card, or the file is gone."""
+    try:
+        return str(read_card(path)["sha256"]) if path.exists() else None
+    except InvalidCheckpoint:
+        return None
+
+
+def is_outdated(record: ModelRecord, settings: Settings) -> bool:
+    """Whether a model shipped with an earlier version of this program, which has brought another in its place."""
+    return record.path.startswith(SHIPPED) and read_card(model_file(record, settings))["sha256"] != record.sha256
 
 
 def evaluator_of(settings: Settings, name: str) -> Evaluator:
@@ -142,7 +172,7 @@ def evaluator_of(settings: Settings, name: str) -> Evaluator:
         return make_evaluator(name, wait=True)
     limits = WorkerLimits(seconds=settings.evaluation_seconds, memory_bytes=int(settings.evaluation_memory_gb * 2**30))
     if name == "chgnet":
-        return make_evaluator(name, workers=settings.workers, limits=limits)
+        return make_evaluator(name, workers=settings.workers, limits=limits, device=str(device_of(settings)))
     kept = settings.data_folder / "references" / f"{name}.json"
     return make_evaluator(name, workers=settings.workers, limits=limits, references_path=kept)
 
@@ -179,11 +209,14 @@ def open_workspace(
 def current_weights(settings: Settings, kind: str) -> Path:
     """Weights of the ensemble of a kind in use; the shipped ones where there is no database yet.
 
-    Raises DatabaseUnavailable when there is one that cannot be read: its ensemble may be another.
+    Raises DatabaseUnavailable when there is one that cannot be read: its ensemble may be another.  Raises InvalidCheckpoint where the
+    ensemble's weights are gone or others have taken their place.
     """
     shipped = shipped_data() / "ensembles" / f"{kind}.safetensors"
     if not database_exists(settings.database):
         return shipped
     with Store.open(settings.database, read_only=True) as store:
         record = store.current_model(kind)
-        return shipped if record is None else Workspace(store, settings, settings.evaluator).model_path(record)
+        if record is None or is_outdated(record, settings):
+            return shipped
+        return Workspace(store, settings, settings.evaluator).model_path(record)

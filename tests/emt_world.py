@@ -92,7 +92,7 @@ def copy_world(world: Path, folder: Path) -> Settings:
     return settings
 
 
-_TIMES = {"created_at", "started_at", "finished_at", "cost_seconds"}
+_TIMES = {"created_at", "started_at", "finished_at", "cost_seconds", "promoted_at"}
 
 
 def tables(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -342,11 +342,12 @@ def _read_csv(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
             raise InvalidCrystal("not_text", "the file holds zero bytes, as UTF-16 does; save it as UTF-8")
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # what is no text is refused row by row
         rows = csv.DictReader(file)
-        if (twice := list(rows.fieldnames or ()).count("cif")) > 1:
-            raise InvalidCrystal("malformed", f"{twice} columns `cif`; keep one")
-        if "cif" not in (rows.fieldnames or ()):
+        for name in ("cif", "structure"):
+            if (twice := list(rows.fieldnames or ()).count(name)) > 1:
+                raise InvalidCrystal("malformed", f"{twice} columns `{name}`; keep one")
+        if not {"cif", "structure"} & set(rows.fieldnames or ()):
             raise InvalidCrystal(
-                "malformed", f"no column `cif`; the columns are {', '.join(rows.fieldnames or ['(none)'])[:200]}"
+                "malformed", f"no column `cif`, nor `structure`; the columns are {', '.join(rows.fieldnames or ['(none)'])[:200]}"
             )
         for number, row in enumerate(rows, start=1):
             yield _label(row, f"{path}#{number}"), lambda row=row: _row(row, limits)  # type: ignore[misc]
@@ -355,19 +356,31 @@ def _read_csv(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
 def _row(row: dict[str, Any], limits: ReadLimits) -> tuple[Crystal, dict[str, Any]]:
     if None in row:
         raise InvalidCrystal("malformed", "the row has more cells than the header; is its quoting right?")
-    if not isinstance(row["cif"], str) or not row["cif"]:
+    column = "cif" if "cif" in row else "structure"
+    text = row[column]
+    if not isinstance(text, str) or not text:
         raise InvalidCrystal("malformed", "the row has no CIF; is its quoting right?")
     if any(re.search("[\ud800-\udfff]", str(value)) for value in row.values()):
         raise InvalidCrystal("not_text", "the row holds bytes that are not UTF-8")
-    if len(split_blocks(row["cif"])) > 1:
+    is_record = column == "structure" and text.lstrip().startswith("{")
+    if not is_record and len(split_blocks(text)) > 1:
         raise InvalidCrystal("malformed", "the cell holds several structures; give each a row")
-    fields: dict[str, Any] = {name: value for name, value in row.items() if name != "cif"}
+    fields: dict[str, Any] = {name: value for name, value in row.items() if name != column}
     for name in NUMERIC_FIELDS & fields.keys():
         try:
             fields[name] = None if fields[name] in {None, ""} else float(fields[name])
         except ValueError:
             raise InvalidCrystal("energy", f"{name} is {fields[name]!r}, expected a number") from None
-    return _cif(row["cif"], limits), fields
+    return (_structure(text, limits) if is_record else _cif(text, limits)), fields
+
+
+def _structure(text: str, limits: ReadLimits) -> Crystal:
+    """Read the JSON record of a structure, as pymatgen writes it, from a cell of a table."""
+    try:
+        record = _json(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidCrystal("malformed", f"`structure` is not valid JSON ({error}); is the row's quoting right?") from None
+    return read_entry({"structure": record}, max_atoms=limits.max_atoms)[0]
 
 
 def _read_parquet(path: Path, limits: ReadLimits) -> Iterator[_Draft]:

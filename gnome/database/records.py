@@ -187,7 +187,8 @@ class Assessment:
 class ModelRecord:
     """An ensemble: where its weights are, what it was trained on (card) and how good it is (metrics).
 
-    `kind` is structural or compositional, `status` candidate, promoted or retired.
+    `kind` is structural or compositional, `status` candidate, promoted or retired.  `promoted_at`: since when it is in use, or was last,
+    seconds since 1970; None where it never was, or was taken back.
     """
 
     id: str
@@ -199,6 +200,7 @@ class ModelRecord:
     parent_id: str | None = None
     round: int | None = None
     status: str = "candidate"
+    promoted_at: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

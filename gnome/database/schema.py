@@ -38,7 +38,7 @@ from sqlalchemy.types import TypeEngine
 from gnome.database.clock import database_time
 from gnome.quantities import PLAUSIBLE_E_FORM
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration; a database at another revision is older or newer than this program."""
 
 MAX_RAW_ENERGY = 100_000.0
@@ -116,10 +116,12 @@ models = Table(
     Column("metrics", _json(), nullable=False),
     Column("round", Integer, ForeignKey("rounds.number")),
     Column("created_at", Double, nullable=False, default=database_time()),
+    Column("promoted_at", Double),
     _one_of("kind", "structural", "compositional"),
     _one_of("status", "candidate", "promoted", "retired"),
 )
 _one_where("one_promoted_model", models.c.kind, models.c.status == "promoted")
+"""`promoted_at`: since when a model is in use, or was last; none where it never was, or was taken back."""
 
 candidates = Table(
     "candidates",

@@ -9,7 +9,7 @@ Inserting is idempotent everywhere: what is there (by its unique key) is passed 
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import ColumnElement, Row, case, func, select, update
 
 from gnome.database.candidate_store import CandidateStore
 from gnome.database.clock import database_time
@@ -63,7 +63,7 @@ class Store(CandidateStore):
 
     def add_model(self, record: ModelRecord) -> bool:
         """Register a model unless its id is known; says whether it was new.  Promotion is `promote_model`'s to do."""
-        if record.status != "candidate":
+        if record.status != "candidate" or record.promoted_at is not None:
             raise InvalidInput(f"model {record.id}: a new model is a candidate, not {record.status}; use promote_model")
         row = {name: getattr(record, name) for name in record.__dataclass_fields__}
         with self.write() as connection:
@@ -79,8 +79,27 @@ class Store(CandidateStore):
                 raise InvalidInput(f"no model {model_id!r} in {self.location}")
             before = update(models).where(models.c.kind == kind, models.c.status == "promoted", models.c.id != model_id)
             connection.execute(before.values(status="retired"))
-            connection.execute(update(models).where(models.c.id == model_id).values(status="promoted"))
+            one = update(models).where(models.c.id == model_id, models.c.status != "promoted")
+            connection.execute(one.values(status="promoted", promoted_at=_after_all(kind)))
             return _model(connection.execute(select(models).where(models.c.id == model_id)).one())
+
+    def take_back_model(self, model_id: str, restored: str) -> ModelRecord:
+        """Put a model that was in use before back in use, as if those in use since had never been; `model_id` is the one in use.
+
+        Raises InvalidInput where that is in use no longer, or the other never was before it.
+        """
+        with self.write() as connection:
+            one, other = (
+                connection.execute(select(models).where(models.c.id == name)).one_or_none() for name in (model_id, restored)
+            )
+            if one is None or one.status != "promoted" or other is None or other.kind != one.kind or other.promoted_at is None:
+                raise InvalidInput(
+                    f"{restored} was not in use before {model_id}, or another has been put in use meanwhile; look again"
+                )
+            later = update(models).where(models.c.kind == one.kind, models.c.promoted_at > other.promoted_at)
+            connection.execute(later.values(status="retired", promoted_at=None))
+            connection.execute(update(models).where(models.c.id == restored).values(status="promoted"))
+            return _model(connection.execute(select(models).where(models.c.id == restored)).one())
 
     def retire_model(self, model_id: str) -> None:
         """Set a model aside, for example one that was trained and not promoted."""
@@ -116,6 +135,12 @@ class Store(CandidateStore):
                 name: connection.scalar(select(func.count()).select_from(table)) or 0
                 for name, table in sorted(metadata.tables.items())
             }
+
+
+def _after_all(kind: str) -> ColumnElement[float]:
+    """Now, and in any case later than every model of the kind: clocks go in steps, and may be put back."""
+    latest = select(func.max(models.c.promoted_at)).where(models.c.kind == kind).scalar_subquery()
+    return case((latest >= database_time(), latest + 0.001), else_=database_time())
 
 
 def _round(row: Row[Any]) -> RoundRecord:

@@ -20,7 +20,7 @@ from gnome.graphs.angular_sums import angular_sums
 from gnome.graphs.crystal_graph import GraphBatch
 from gnome.graphs.harmonics import spherical_harmonics
 from gnome.models.element_features import COVALENT_RADII, ELEMENT_FEATURES
-from gnome.models.graph_network import segment_sum
+from gnome.models.graph_network import ElementShift, segment_sum
 from gnome.models.label_scale import check_label_scale, check_shape
 from gnome.models.linear import at_least_fp32, make_linear
 
@@ -38,6 +38,7 @@ class AngularSettings:
     `hidden`: width between the layers of an atom's update, twice `width` unless given.
     `n_relative`: Gaussians, besides the `n_radial` of a distance, of its ratio to the sum of its ends' radii, which are learnt and begin as
     covalent ones.  `denoises`: can tell where atoms that were moved came from, in training.
+    `shifts_elements`: has a number for each element besides, which carries it over to another method's energies.
     `channels`: weights that an edge gives itself for each moment; no angles are seen when 0.  `degree`: highest of the moments.
     """
 
@@ -53,6 +54,7 @@ class AngularSettings:
     dropout: float = 0.0
     scale: float = 1.0
     shift: float = 0.0
+    shifts_elements: bool = False
 
     def __post_init__(self) -> None:
         check_label_scale((self.scale,), (self.shift,))
@@ -134,6 +136,7 @@ class AngularNetwork(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.up = make_linear(width, width)
         self.out = make_linear(width, 1)
+        self.elements = ElementShift() if settings.shifts_elements else None
 
     def forward(self, batch: GraphBatch) -> Tensor:
         """Predict eV/atom, shape (B,)."""
@@ -164,7 +167,10 @@ class AngularNetwork(nn.Module):
 
     def _energies(self, nodes: Tensor, batch: GraphBatch) -> Tensor:
         energies = self.out(functional.silu(self.up(graph_mean(self.norm(nodes), batch))))
-        return at_least_fp32(energies)[:, 0] * self.settings.scale + self.settings.shift
+        energies = at_least_fp32(energies)[:, 0] * self.settings.scale + self.settings.shift
+        return (
+            energies if self.elements is None else energies + self.elements(batch.atomic_numbers, batch.node_graph, batch.n_node)
+        )
 
     def radial(self, distances: Tensor, batch: GraphBatch) -> Tensor:
         """Gaussians of the edges (E, n_radial + n_relative), about as wide as they lie apart, falling to zero smoothly at the cutoff."""

@@ -21,7 +21,7 @@ LEVEL = 0.68
 """Part of the truths that lie within an uncertainty, as one standard deviation of a normal distribution holds."""
 
 MIN_EXAMPLES = 50
-"""Residuals below which nothing is fitted."""
+"""Residuals below which nothing is fitted unless fewer are said to do."""
 
 _SMALLEST = 1e-6
 _BOUNDS = ((np.log(_SMALLEST), 3.0), (-30.0, 30.0), (np.log(0.25), np.log(4.0)), (np.log(1.2), np.log(200.0)))
@@ -47,9 +47,9 @@ class ErrorCalibration:
             raise ValueError(f"{self}: expected a floor and degrees above 0")
 
     @classmethod
-    def fit(cls, errors: Array, widths: Array) -> Self | None:
-        """Fit by maximum likelihood; None where there are fewer than `MIN_EXAMPLES` errors."""
-        if len(errors) < MIN_EXAMPLES:
+    def fit(cls, errors: Array, widths: Array, *, least: int | None = None) -> Self | None:
+        """Fit by maximum likelihood; None where there are fewer than `least` errors, `MIN_EXAMPLES` unless given."""
+        if len(errors) < (MIN_EXAMPLES if least is None else least):
             return None
         typical = float(np.median(np.abs(errors))) + _SMALLEST
         start = np.log([typical / 2, typical / (float(np.median(widths)) + _SMALLEST), 1.0, 3.0])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -34,10 +34,15 @@ def median_and_spread(member_energies: NDArray[np.float64]) -> tuple[NDArray[np.
     return middle, high - low
 
 
-def calibrate_crystals(member_energies: NDArray[np.float64], targets: NDArray[np.float64]) -> dict[str, float] | None:
-    """Learn from energies (members, n) of held-out crystals how far their median is off; what a card keeps as `calibration`."""
+def calibrate_crystals(
+    member_energies: NDArray[np.float64], targets: NDArray[np.float64], *, least: int | None = None
+) -> dict[str, float] | None:
+    """Learn from energies (members, n) of held-out crystals how far their median is off; what a card keeps as `calibration`.
+
+    None where there are fewer than `least` of them, as of `ErrorCalibration.fit`.
+    """
     medians, spreads = median_and_spread(member_energies)
-    made = ErrorCalibration.fit(targets - medians, spreads)
+    made = ErrorCalibration.fit(targets - medians, spreads, least=least)
     return None if made is None else dict(vars(made))
 
 
@@ -76,11 +81,12 @@ class StructuralEnsemble(Ensemble[CrystalNetwork]):
     """
 
     precision: Precision = "fp32"
+    kinds: ClassVar[tuple[str, ...]] = (StructuralNetwork.kind, AngularNetwork.kind)
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu", precision: Precision = "fp32") -> Self:
         """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
-        members, card = load_kind(path, "structural", (StructuralNetwork.kind, AngularNetwork.kind), device)
+        members, card = load_kind(path, "structural", cls.kinds, device)
         loaded = cls([member for member in members if isinstance(member, CrystalNetwork)], card, precision)
         try:
             _ = loaded.calibration

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -49,10 +49,12 @@ class FormulaAnswers:
 class CompositionalEnsemble(Ensemble[FormulaNetwork]):
     """Implements `FormulaModel` with networks of one kind and shape, under the first label scheme of its card."""
 
+    kinds: ClassVar[tuple[str, ...]] = (CompositionalNetwork.kind, FormulaGraphNetwork.kind)
+
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> Self:
         """Load from disk; raises InvalidCheckpoint as `load_ensemble` does, and for weights of another kind."""
-        members, card = load_kind(path, "compositional", (CompositionalNetwork.kind, FormulaGraphNetwork.kind), device)
+        members, card = load_kind(path, "compositional", cls.kinds, device)
         networks = [member for member in members if isinstance(member, FormulaNetwork)]
         schemes, known = card.get("schemes", []), networks[0].settings.n_schemes
         named = isinstance(schemes, list) and all(isinstance(x, dict) and _is_name(x.get("method")) for x in schemes)

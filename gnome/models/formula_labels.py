@@ -1,6 +1,6 @@
 """Labelled formulas from shards of crystals, or from tables of formulas."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +35,14 @@ def read_labelled_formulas(paths: Sequence[Path]) -> LabelledFormulas:
     A file is a shard of crystals, or a table with the columns reduced_formula and e_form_per_atom or decomposition_energy or both.
     Raises InvalidInput naming file and row when a formula or a label cannot be used, or a row has no label.
     """
+    return lowest_labels(row for path in paths for row in _rows_of(path))
+
+
+def lowest_labels(rows: Iterable[tuple[str, NDArray[np.float64]]]) -> LabelledFormulas:
+    """Keep the lowest of each label (targets,) that a formula comes with."""
     lowest: dict[str, NDArray[np.float64]] = {}
-    for path in paths:
-        for formula, labels in _rows_of(path):
-            lowest[formula] = np.fmin(labels, lowest.get(formula, labels))
+    for formula, labels in rows:
+        lowest[formula] = np.fmin(labels, lowest.get(formula, labels))
     formulas = sorted(lowest)
     return LabelledFormulas(formulas, np.array([lowest[formula] for formula in formulas]).reshape(-1, len(TARGETS)))
 
@@ -62,10 +66,11 @@ def _rows_of(path: Path) -> list[tuple[str, NDArray[np.float64]]]:
         ]
     if Quantity.REDUCED_FORMULA not in names or len(wanted) == 1:
         raise InvalidInput(f"{path}: needs {Quantity.REDUCED_FORMULA} and {' or '.join(TARGETS)}; it has {', '.join(names)}")
-    return [_checked(f"{path}: row {number}", row) for number, row in enumerate(rows)]
+    return [checked_row(f"{path}: row {number}", row) for number, row in enumerate(rows)]
 
 
-def _checked(place: str, row: dict[str, object]) -> tuple[str, NDArray[np.float64]]:
+def checked_row(place: str, row: dict[str, object]) -> tuple[str, NDArray[np.float64]]:
+    """Return the reduced formula of a row and its labels (targets,); raises InvalidInput naming the place."""
     try:
         formula = reduced_formula(parse_formula(str(row[Quantity.REDUCED_FORMULA] or "")))
     except InvalidInput as error:

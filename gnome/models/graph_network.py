@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.utils import scatter
 
+from gnome.crystals.elements import MAX_ATOMIC_NUMBER
 from gnome.models.linear import MLP, at_least_fp32
 
 AVERAGE_EDGE_COORDINATION = 17.0
@@ -41,6 +42,18 @@ class State:
 def segment_sum(x: Tensor, owner: Tensor, n: int) -> Tensor:
     """Sum rows of x by owner, in FP32 at least."""
     return scatter(at_least_fp32(x), owner, dim=0, dim_size=n, reduce="sum")
+
+
+class ElementShift(nn.Module):
+    """A number for each element, eV/atom: what one method's energies of the elements differ from another's by, and zero at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(MAX_ATOMIC_NUMBER + 1))
+
+    def forward(self, atomic_numbers: Tensor, node_graph: Tensor, n_node: Tensor) -> Tensor:
+        """Return the mean over the atoms of each graph (B,)."""
+        return segment_sum(self.shift[atomic_numbers], node_graph, len(n_node)) / n_node
 
 
 class GraphNetworkBlock(nn.Module):

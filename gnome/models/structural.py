@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gnome.crystals.elements import MAX_ATOMIC_NUMBER
 from gnome.graphs.crystal_graph import GraphBatch
-from gnome.models.graph_network import GraphNetworkBlock, State, Topology
+from gnome.models.graph_network import ElementShift, GraphNetworkBlock, State, Topology
 from gnome.models.label_scale import check_label_scale, check_shape
 from gnome.models.linear import at_least_fp32, make_linear
 
@@ -22,7 +22,10 @@ GAUSSIAN_WIDTH = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class StructuralSettings:
-    """Shape of the network; cutoff in angstrom, scale and shift of the output in eV/atom."""
+    """Shape of the network; cutoff in angstrom, scale and shift of the output in eV/atom.
+
+    `shifts_elements`: has a number for each element besides, which carries it over to another method's energies.
+    """
 
     width: int = 256
     mlp_layers: int = 2
@@ -31,6 +34,7 @@ class StructuralSettings:
     n_gaussians: int = 30
     scale: float = 1.0
     shift: float = -1.6526496
+    shifts_elements: bool = False
 
     def __post_init__(self) -> None:
         check_label_scale((self.scale,), (self.shift,))
@@ -56,6 +60,7 @@ class StructuralNetwork(nn.Module):
         self.embed_global = nn.Parameter(torch.zeros(width))
         self.blocks = nn.ModuleList([GraphNetworkBlock(width, mlp_widths) for _ in range(settings.steps - 1)])
         self.readout = GraphNetworkBlock(width, mlp_widths, readout=True)
+        self.elements = ElementShift() if settings.shifts_elements else None
         self.register_buffer("centres", torch.linspace(0.05, settings.cutoff, settings.n_gaussians), persistent=False)
 
     def forward(self, batch: GraphBatch) -> Tensor:
@@ -70,7 +75,10 @@ class StructuralNetwork(nn.Module):
         for block in self.blocks:
             state = block(state, topology)
         out = at_least_fp32(self.readout(state, topology).graphs[:, 0])
-        return out * self.settings.scale + self.settings.shift
+        energies = out * self.settings.scale + self.settings.shift
+        return (
+            energies if self.elements is None else energies + self.elements(batch.atomic_numbers, batch.node_graph, batch.n_node)
+        )
 
     def config(self) -> dict[str, Any]:
         """Settings as a checkpoint's card keeps them."""

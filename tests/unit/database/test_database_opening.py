@@ -81,6 +81,26 @@ def test_an_older_database_is_brought_up_to_date_with_its_rows(url: str) -> None
         assert store.counts()["crystals"] == 2
 
 
+def test_models_of_an_older_database_were_in_use_where_something_says_so(url: str) -> None:
+    engine = open_engine(url)
+    upgrade(engine, "0004")
+    rows = (("ship", "NULL", "retired", "shipped:s"), ("old", "'ship'", "retired", "/o"), ("now", "'old'", "promoted", "/n"))
+    rows += (("worse", "'now'", "retired", "/w"), ("new", "NULL", "candidate", "shipped:t"))
+    with engine.begin() as connection:
+        for moment, (name, parent, status, path) in enumerate(rows, start=1):
+            connection.execute(
+                text(
+                    "INSERT INTO models (id, kind, parent_id, status, path, sha256, card, metrics, created_at) "
+                    f"VALUES ('{name}', 'structural', {parent}, '{status}', '{path}', '{name}', '{{}}', '{{}}', {moment})"
+                )
+            )
+    engine.dispose()
+    with Store.open(url) as store:
+        since = {model.id: model.promoted_at for model in store.model_history()}
+        assert since == {"ship": 1, "old": 2, "now": 3, "worse": None, "new": None}
+        assert store.take_back_model("now", "old").id == "old"
+
+
 def test_a_newer_database_is_refused(url: str) -> None:
     with Store.open(url) as store, store.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))

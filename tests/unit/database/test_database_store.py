@@ -305,6 +305,27 @@ def test_one_model_a_kind_is_in_use(store: Store) -> None:
     assert store.current_model("structural") is None
 
 
+def test_models_are_taken_back_in_the_order_of_their_use(store: Store) -> None:
+    for name in ("m1", "m2", "m3"):
+        store.add_model(model(name))
+    for name in ("m1", "m2", "m1", "m3", "m3"):
+        store.promote_model(name)
+    since = {m.id: m.promoted_at for m in store.model_history()}
+    assert since["m2"] < since["m1"] < since["m3"]
+    store.retire_model("m3")
+    with pytest.raises(InvalidInput, match="m1 was not in use before m3, or another has been put in use meanwhile"):
+        store.take_back_model("m3", "m1")
+    store.promote_model("m3")
+    assert store.take_back_model("m3", "m1").status == "promoted"
+    assert {m.id: (m.status, m.promoted_at) for m in store.model_history()} == {
+        "m1": ("promoted", since["m1"]),
+        "m2": ("retired", since["m2"]),
+        "m3": ("retired", None),
+    }
+    with pytest.raises(InvalidInput, match="m3 was not in use before m1"):
+        store.take_back_model("m1", "m3")
+
+
 def test_rounds_follow_one_another(store: Store) -> None:
     assert store.open_round() is None
     assert store.start_round({"budget": 5}, seed=2**40).number == 1

@@ -1,17 +1,21 @@
 """Campaigns and retraining as plain Python, under EMT with a validation set of its own."""
 
 import functools
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from emt_world import copy_world, round_settings, settings_in, tables
+from ase.calculators.emt import EMT
+from emt_world import copy_world, length, round_settings, settings_in, tables
 
 from flows import learning
+from flows.assess import crystal_record
 from flows.learning import FINE_TUNING, RAN_AWAY, new_answers, retrain
 from flows.loop import campaign_of, latest_round, resume_campaign, run_campaign
 from flows.progress import Counter, Silent
@@ -20,6 +24,9 @@ from flows.rounds import round_method
 from flows.settings import CampaignSettings
 from flows.stages import begin_round, run_shard
 from flows.workspace import open_workspace
+from gnome.crystals.convert import to_atoms
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.formula import split_bucket
 from gnome.database.records import ModelRecord
 from gnome.errors import InvalidInput
 from gnome.models.checkpoint import load_ensemble
@@ -176,16 +183,110 @@ def test_campaigns_of_nothing_are_refused(changes: dict[str, int]) -> None:
         CampaignSettings(**changes)
 
 
-def test_without_a_validation_set_of_its_method_nothing_is_retrained(emt_world: Path, tmp_path: Path) -> None:
+def test_with_too_few_crystals_to_judge_by_a_campaign_goes_on_without_learning(emt_world: Path, tmp_path: Path) -> None:
     """The shipped set holds energies of the default evaluator, so it cannot judge what was learnt from another."""
-    with open_workspace(copy_world(emt_world, tmp_path)) as workspace:
-        run_campaign(workspace, TINY, CampaignSettings(rounds=1, retrain_after=1))
-        result = workspace.ledger.result(1, "retrain")
-        assert "retraining needs a validation set of its method" in result["skipped"]
+    said: list[str] = []
+
+    class Listening(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    with open_workspace(copy_world(emt_world, tmp_path), listener=Listening()) as workspace:
+        run_campaign(workspace, TINY, CampaignSettings(rounds=2, retrain_after=1))
+        reasons = [workspace.ledger.result(number, "retrain")["skipped"] for number in (1, 2)]
         (model,) = workspace.store.model_history("structural")
-        (row,) = campaign_rows(workspace.store)
+        rows = campaign_rows(workspace.store)
+        n = sum(learning.is_held_out(row) for row in workspace.store.training_rows(round_method(workspace, 1)))
+    assert reasons[1].startswith(f"{n} crystals of ")
+    assert "are held out to judge by what is learnt (those of the buckets 55 to 59), 30 of 10 are needed" in reasons[1]
+    assert said[-1] == f"Not retrained: {reasons[1]}"
     assert model.status == "promoted"
-    assert (row["state"], row["retrained"]) == ("finished", None)
+    assert [(row["state"], row["retrained"]) for row in rows] == [("finished", None)] * 2
+
+
+METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au")
+
+
+def many_alloys() -> list[Crystal]:
+    """Cells of up to four kinds of metal at two volumes, enough for some twenty formulas of the held-out buckets."""
+    made, seen = [], set()
+    for symbols in itertools.combinations_with_replacement(METALS, 4):
+        a = length(*symbols)
+        sites = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+        crystal = Crystal.from_symbols(np.eye(3) * a, list(symbols), sites)
+        if crystal.reduced_formula not in seen and len(crystal.composition) > 1:
+            seen.add(crystal.reduced_formula)
+            made += [crystal.scaled(factor) for factor in (0.96, 1.0, 1.06, 1.12)]
+    held_out = [crystal for crystal in made if split_bucket(crystal.reduced_formula) in range(55, 60)]
+    return held_out + [crystal for crystal in made if crystal not in held_out][::6]
+
+
+def test_under_an_evaluator_without_a_shipped_validation_set_its_own_crystals_judge(
+    emt_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Energies of EMT, computed for cells as they are, in a database after one round."""
+    use_training(monkeypatch, epochs=2, learning_rate=1e-3, batch_size=16)
+    seen: list[Crystal] = []
+    original = learning.training_examples
+
+    def examples(rows: Any, elements: Any) -> Any:
+        seen.extend(row.crystal for row in rows)
+        return original(rows, elements)
+
+    monkeypatch.setattr(learning, "training_examples", examples)
+    with open_workspace(copy_world(emt_world, tmp_path)) as workspace:
+        begin_round(workspace, TINY)
+        workspace.store.finish_round(1, {})
+        method = workspace.evaluator.method
+        records = []
+        for crystal in many_alloys():
+            atoms = to_atoms(crystal)
+            atoms.calc = EMT()
+            energy = atoms.get_potential_energy() / len(atoms)
+            e_form = workspace.evaluator.references.formation_energy_per_atom(crystal.composition, energy)
+            records.append(crystal_record(crystal, method, e_form_per_atom=e_form, energy_per_atom=energy, origin="imported"))
+        workspace.store.add_crystals(records)
+        rows = list(workspace.store.training_rows(method.label))
+        held_out = [row for row in rows if split_bucket(row.crystal.reduced_formula) in range(55, 60)]
+        assert len(held_out) >= 30
+        result = run_shard(workspace, 1, "retrain", 0)
+        learnt = workspace.store.model(result["model_id"])
+        current = workspace.store.current_model("structural")
+    assert result["error_after"] < result["error_before"]
+    assert result["promoted"] is True
+    assert current is not None
+    assert current.id == learnt.id
+    assert learnt.metrics["n_validation"] == len(held_out)
+    assert result["n_training"] == len(rows) - len(held_out)
+    assert not {crystal.reduced_formula for crystal in seen} & {row.crystal.reduced_formula for row in held_out}
+    assert learnt.card["method"] == method.label
+    assert "buckets 55 to 59" in learnt.card["held_out"]
+    assert learnt.card["calibrated_on"] == f"{len(held_out)} crystals of {method.label} in the database, of the buckets 55 to 59"
+    assert learnt.card["calibration"] is not None, "candidates of the next round need their probabilities"
+
+
+@pytest.mark.parametrize(
+    ("asked", "card", "device", "expected"),
+    [
+        ("auto", {"training": {"precision": "fp8"}}, "cuda", "fp8"),
+        ("auto", {"training": {"precision": "fp8"}}, "cpu", "fp32"),
+        ("auto", {"precision": "bf16", "training": {"precision": "fp8"}}, "cuda", "bf16"),
+        ("auto", {}, "cuda", "fp32"),
+        ("bf16", {"precision": "fp8"}, "cpu", "bf16"),
+    ],
+)
+def test_the_precision_of_learning(asked: str, card: dict[str, Any], device: str, expected: str) -> None:
+    assert learning.retraining_precision(asked, card, torch.device(device)) == expected
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_campaign_learns_in_the_precision_it_was_given(emt_world: Path, tmp_path: Path) -> None:
+    with open_workspace(copy_world(emt_world, tmp_path)) as workspace:
+        run_campaign(workspace, TINY, CampaignSettings(rounds=1, retrain_after=1, precision="bf16"))
+        assert campaign_of(latest_round(workspace)).precision == "bf16"
+        assert workspace.store.model_history("structural")[-1].card["precision"] == "bf16"
+    with pytest.raises(InvalidInput, match="precision 'fp7', expected auto, fp32, bf16, fp8"):
+        CampaignSettings(precision="fp7")
 
 
 def test_formulas_of_the_validation_set_are_never_learnt(
@@ -200,8 +301,12 @@ def test_formulas_of_the_validation_set_are_never_learnt(
 
     monkeypatch.setattr(learning, "training_examples", examples)
     with open_workspace(copy_world(after_round, tmp_path)) as workspace:
-        held_out = learning.load_validation(round_method(workspace, 1)).formulas
-        stored = {row.crystal.reduced_formula for row in workspace.store.training_rows(round_method(workspace, 1))}
+        held_out = learning.load_validation(workspace.store, round_method(workspace, 1)).formulas
+        stored = {
+            row.crystal.reduced_formula
+            for row in workspace.store.training_rows(round_method(workspace, 1))
+            if split_bucket(row.crystal.reduced_formula) not in range(55, 60)
+        }
         run_shard(workspace, 1, "retrain", 0)
     assert held_out & stored, "the round found crystals of the validation set's formulas"
     assert set(seen) == stored - held_out
@@ -227,7 +332,7 @@ def test_unknown_elements_count_as_one_electronvolt_off(
 ) -> None:
     monkeypatch.setattr(learning, "shipped_data", lambda: emt_data)
     with open_workspace(settings_in(after_round)) as workspace:
-        validation = learning.load_validation(round_method(workspace, 1))
+        validation = learning.load_validation(workspace.store, round_method(workspace, 1))
         model = workspace.structural_model()
 
     class Fewer:
