@@ -128,6 +128,14 @@ def headline(record: RoundRecord, rows: Sequence[Mapping[str, Any]], *, n_known:
         (alone, f"{alone} more finds compete with the elements alone; they are not called stable" if alone else ""),
     ]
     said = [words for count, words in remarks if count]
+    expected = summary.get("expected") or []
+    if expected:
+        first = ", ".join(f"{formula} ({p:.2f})" for formula, p in expected[:8])
+        system = "-".join(sorted(record.settings.get("elements", ())))
+        lines.append(
+            f"{len(expected)} compounds of {system} that this database lacks are expected to be stable by their formulas alone: {first}"
+            f"{' ...' if len(expected) > 8 else ''}. Many will be known: import what is known there first, with `gnome import`."
+        )
     return [*lines, *([f"{'; '.join(said)}."] if said else [])]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from flows.assess import assess, hits_of_round, update_hull
 from flows.evaluating import evaluate_crystals
+from flows.expected import expected_compounds
 from flows.filtering import (
     LOOK_AGAIN_SHARD,
     LOOK_SHARD,
@@ -29,7 +30,7 @@ from flows.filtering import (
 )
 from flows.learning import load_validation, retrain
 from flows.proposing import allowed_elements, propose_compositional, propose_structural
-from flows.rounds import Result, chosen, load_candidates, n_pieces, round_method, round_model, round_settings
+from flows.rounds import Result, chosen, formula_judge, load_candidates, n_pieces, round_method, round_model, round_settings
 from flows.seeding import add_seeds
 from flows.settings import AUTOMATIC, RoundSettings
 from flows.workspace import Workspace
@@ -169,6 +170,7 @@ def summarize(workspace: Workspace, number: int) -> Result:
         "hit_rate": len(hits) / len(evaluations) if evaluations else None,
         "prediction_mae": float(np.mean(errors)) if errors else None,
         "emptied_by": _emptied_by(workspace, number, len(evaluations), len(predicted)),
+        "expected": _expected(workspace, number),
         "failures": workspace.store.failures_of_round(number),
         "seconds": seconds,
         "cost_seconds": round(sum(record.cost_seconds for record in evaluations), 1),
@@ -228,6 +230,15 @@ def _retrain(workspace: Workspace, number: int, _shard: int) -> Result:
     campaign = workspace.store.round(number).settings.get("campaign") or {}
     precision = str(campaign.get("precision", AUTOMATIC))
     return retrain(workspace, method, number, seed=round_settings(workspace, number).seed, precision=precision).to_dict()
+
+
+def _expected(workspace: Workspace, number: int) -> list[tuple[str, float]]:
+    """Compounds that the round's elements are expected to make and that were not known before it; none for a round of all elements."""
+    settings, judge = round_settings(workspace, number), formula_judge(workspace, number)
+    if judge is None or not settings.elements:
+        return []
+    known = workspace.store.known_formulas(round_method(workspace, number), before_round=number)
+    return expected_compounds(settings.elements, known, judge)
 
 
 def _emptied_by(workspace: Workspace, number: int, n_evaluated: int, n_screened: int) -> str:

@@ -26,14 +26,16 @@ SMALL = ["--evaluator", "emt", "--candidates", "60", "--screened", "20", "--budg
 
 def commands() -> list[tuple[str, ...]]:
     import flows.cli_database
+    import flows.cli_ensembles
     import flows.cli_loop
     import flows.cli_models  # noqa: F401 - registers commands
 
     top = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
-    (campaign,) = app.registered_groups
-    assert isinstance(campaign.typer_instance, typer.Typer)
-    below = [command.name or "" for command in campaign.typer_instance.registered_commands]
-    return [(name,) for name in top] + [("campaign", name) for name in below]
+    below = []
+    for group in app.registered_groups:
+        assert isinstance(group.typer_instance, typer.Typer)
+        below += [(str(group.name), command.name or "") for command in group.typer_instance.registered_commands]
+    return [(name,) for name in top] + below
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -48,6 +50,7 @@ def test_the_commands_are_those_of_the_design() -> None:
     assert {" ".join(command) for command in commands()} == {
         "discover", "query", "show", "import", "export", "predict", "evaluate", "train", "doctor",
         "campaign run", "campaign schedule", "campaign status", "campaign resume", "campaign abandon",
+        "models list", "models use", "models promote", "models rollback",
     }  # fmt: skip
 
 
@@ -134,9 +137,21 @@ def test_export_writes_what_import_reads(gnome: Gnome, database: Path, monkeypat
 def test_discover_ends_with_a_table_and_what_to_try_next(gnome: Gnome, database: Path) -> None:
     done = gnome("discover", *SMALL)
     assert done.code == 0, done.err
-    for words in ("New crystals of round 2", "Cost of each stage", "Hit rate", "gnome query", "gnome show ", str(database)):
+    for words in (
+        "Round 2: ",
+        "Mind: 'stable' is said against",
+        "formula p",
+        "Cost of each stage",
+        "Hit rate",
+        "gnome query",
+        "gnome show ",
+        str(database),
+    ):
         assert words in done.out
     assert "proposing" not in done.out, "bars are for terminals"
+    lines = done.out.splitlines()
+    assert "hits in 4 evaluations" in lines[0], "what it is worth stands first"
+    assert lines[1].startswith("Mind: ")
 
 
 def test_discover_answers_in_json(gnome: Gnome, database: Path) -> None:
@@ -145,6 +160,8 @@ def test_discover_answers_in_json(gnome: Gnome, database: Path) -> None:
     for row in answer["discoveries"]:
         assert row["round"] == 2
         assert row["parent_formula"]
+        assert row["group"] in {"hit", "near the hull", "doubtful", "other"}
+        assert row["is_hit"] == (row["id"] in answer["summary"]["hits"])
     rows = gnome("campaign", "status", "--json").json
     assert [(row["round"], row["state"]) for row in rows] == [(1, "finished"), (2, "finished")]
     assert rows[1]["hit_rate"] == answer["summary"]["hit_rate"]
@@ -237,7 +254,9 @@ def test_a_toml_file_sets_what_the_environment_does_not(gnome: Gnome, database: 
         (["discover", "--generator", "oracle"], ["generator 'oracle'", "structural, compositional, both"]),
         (["discover", "--evaluator", "vsap"], ["no evaluator is called 'vsap'"]),
         (["discover", "--elements", "Cu,Qq"], ["'Qq' is not an element symbol"]),
-        (["discover", "--elements", ","], ["--elements ','", "as in Li,O"]),
+        (["discover", "--elements", ","], ["--elements ','", "as in Li-Fe-O"]),
+        (["discover", "--elements", "Li-Li"], ["--elements 'Li-Li'", "comes twice"]),
+        (["discover", "--elements", "Li--O"], ["--elements 'Li--O'", "as in Li-Fe-O"]),
         (["discover", "--elements", ""], ["--elements ''"]),
         (["discover", "--budget", "0"], ["budget is 0"]),
         (["campaign", "run", "--plain", "--rounds", "0"], ["rounds is 0"]),

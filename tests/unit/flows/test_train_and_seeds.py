@@ -311,14 +311,14 @@ def test_too_few_examples_are_said(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.filterwarnings("ignore:No Pauling electronegativity:UserWarning")  # pymatgen, on the noble gases among the seeds
 def test_oxides_near_the_hull_of_the_shipped_seeds(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The query that the project shows its users, on the seeds, against the file they come from."""
-    from flows.seeding import seed_if_empty
+    from flows.seeding import add_seeds
     from flows.workspace import open_workspace
 
     url = f"sqlite:///{tmp_path / 'gnome.db'}"
     monkeypatch.setenv("GNOME_DATABASE_URL", url)
     with open_workspace(Settings(database_url=url)) as workspace:
-        n = seed_if_empty(workspace)
-        assert seed_if_empty(workspace) == 0
+        n = add_seeds(workspace)
+        assert add_seeds(workspace) == 0
         hull = workspace.hull(workspace.evaluator.method.label)
     crystals, columns, _ = read_shard(shipped_data() / "seeds.parquet")
     assert n == len(crystals) >= 400
