@@ -98,16 +98,19 @@ def assess(store: Store, evaluations: Iterable[EvaluationRecord], hull_before: C
     return Assessed(crystals=tuple(records), assessments=tuple(assessments))
 
 
-def hits_among(evaluations: Iterable[EvaluationRecord], crystals: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def hits_among(
+    evaluations: Iterable[EvaluationRecord], crystals: Mapping[str, Mapping[str, Any]], n_competing: Mapping[str, int]
+) -> list[str]:
     """Ids of the crystals that a round looks for, one a composition: the hits.
 
-    A hit converged to a structurally new crystal that competes with at least one compound and lies within 1 meV/atom of the hull as it
-    stands, which holds the round's finds.  `crystals` are rows of the crystals that the evaluations led to, by id.
+    A hit converged to a structurally new crystal that competed with at least one compound before the round (its finds do not support each
+    other) and lies within 1 meV/atom of the hull as it stands, which holds the round's finds.  `crystals` are rows of the crystals that the
+    evaluations led to, by id; `n_competing` compounds known before the round, by candidate.
     """
     best: dict[str, tuple[float, str]] = {}
     for record in evaluations:
         row = crystals.get(record.crystal_id or "")
-        if not (record.converged and record.novel) or row is None or not row[Quantity.N_COMPETING]:
+        if not (record.converged and record.novel) or row is None or not n_competing.get(record.candidate_id):
             continue
         above = row[Quantity.E_ABOVE_HULL]
         if above is not None and above <= STABLE_TOLERANCE:
@@ -121,7 +124,9 @@ def hits_of_round(store: Store, number: int, method: str) -> list[str]:
     """Ids of a round's hits against the hull of a method as it stands."""
     evaluations = store.evaluations_of_round(number)
     found = store.crystals_by_id({record.crystal_id for record in evaluations if record.crystal_id}, method)
-    return hits_among(evaluations, {identifier: stored[0].row for identifier, stored in found.items()})
+    rows = {identifier: stored[0].row for identifier, stored in found.items()}
+    competing = {record.candidate_id: record.n_competing or 0 for record in store.predictions_of_round(number)}
+    return hits_among(evaluations, rows, competing)
 
 
 def update_hull(store: Store, method: str, *, changed: Sequence[Crystal] | None = None) -> ConvexHull:

@@ -27,9 +27,13 @@ def finds(store: Store, record: RoundRecord) -> list[dict[str, Any]]:
     candidates = store.candidates(row["candidate_id"] for row in rows if row["candidate_id"])
     known = store.methods_of_formulas({row[Quantity.REDUCED_FORMULA] for row in rows}, before_round=record.number)
     hits = set((record.summary or {}).get("hits", ()))
+    before = {one.candidate_id: one.n_competing for one in store.predictions_of_round(record.number)}
     for row in rows:
         found = parents.get(row[Quantity.PARENT] or "")
-        doubts = doubts_of(row, candidates.get(row["candidate_id"] or ""))
+        n_before = before.get(row["candidate_id"] or "")
+        doubts = doubts_of(
+            row, candidates.get(row["candidate_id"] or ""), row[Quantity.N_COMPETING] if n_before is None else n_before
+        )
         row["parent_formula"] = found[0].row[Quantity.REDUCED_FORMULA] if found else ""
         row["is_hit"] = row[Quantity.ID] in hits
         row[Quantity.SUPPORTED.value] = Doubt.ELEMENTS_ONLY not in doubts
@@ -39,11 +43,11 @@ def finds(store: Store, record: RoundRecord) -> list[dict[str, Any]]:
     return sorted(rows, key=_order)
 
 
-def doubts_of(row: Mapping[str, Any], candidate: CandidateRecord | None) -> tuple[Doubt, ...]:
-    """What speaks against a crystal that was found, what its round expected of it included."""
+def doubts_of(row: Mapping[str, Any], candidate: CandidateRecord | None, n_competing: int | None) -> tuple[Doubt, ...]:
+    """What speaks against a crystal that was found, what its round expected of it included; `n_competing` before that."""
     parameters = {} if candidate is None else candidate.parameters
     standing = Standing(
-        n_competing=row[Quantity.N_COMPETING] or 0,
+        n_competing=n_competing or 0,
         formula_check=row[Quantity.FORMULA_CHECK],
         charge_balanced=bool(parameters.get("charge_balanced", True)),
     )
