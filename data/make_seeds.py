@@ -39,7 +39,8 @@ from gnome.models.ensemble import StructuralEnsemble
 HERE = Path(__file__).parent
 SETTINGS = RelaxSettings(max_steps=500)
 MAX_LIBRARY_ATOMS = 20
-MAX_ISOTYPE_ATOMS = 12
+MAX_TEMPLATE_ATOMS = 36
+MAX_ISOTYPE_ATOMS = 11
 STRUCTURES_TRIED = 2
 COD_FOLDER = Path(os.environ.get("AVOGADRO_CRYSTALS", "/usr/share/avogadro2/crystals"))
 _calculator: Calculator
@@ -79,8 +80,9 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # pymatgen's remarks on its own library
     relaxer = Relaxer(arguments.work / "relaxed.jsonl")
-    jobs = [*element_jobs(), *library_jobs(), *textbook_jobs(), *cod_jobs()]
-    jobs += known_jobs(jobs)
+    found = [*element_jobs(), *library_jobs(), *textbook_jobs(), *cod_jobs()]
+    jobs = [job for job in found if job.crystal.n_atoms <= MAX_LIBRARY_ATOMS or job.source.startswith(("element", "textbook"))]
+    jobs += known_jobs(found)
     relaxer.relax_all(jobs, arguments.processes)
     from assemble_seeds import write_seeds, write_validation  # noqa: PLC0415  # not needed while relaxing
 
@@ -168,10 +170,10 @@ def _relaxation(record: dict[str, object]) -> Relaxation:
 
 
 def library_jobs() -> Iterator[Job]:
-    """Yield the real structures that pymatgen's prototype library carries, up to 20 atoms."""
+    """Yield the real structures that pymatgen's prototype library carries, those of more than 20 atoms as templates alone."""
     for entry in AFLOW_PROTOTYPE_LIBRARY:
         structure, tags = entry["snl"].structure, entry["tags"]
-        if len(structure) <= MAX_LIBRARY_ATOMS and structure.is_ordered:
+        if len(structure) <= MAX_TEMPLATE_ATOMS and structure.is_ordered:
             mineral = f" ({tags['mineral']})" if tags.get("mineral") else ""
             yield Job(
                 from_structure(structure), f"prototype library: {structure.composition.reduced_formula} {tags['aflow']}{mineral}"
@@ -179,14 +181,17 @@ def library_jobs() -> Iterator[Job]:
 
 
 def cod_jobs() -> Iterator[Job]:
-    """Yield the crystals of the Crystallography Open Database that Debian's libavogadro-data carries, up to 20 atoms."""
+    """Yield the crystals of the Crystallography Open Database that Debian's libavogadro-data carries.
+
+    Zeolites are left out; those of more than 20 atoms are templates alone.
+    """
     if not COD_FOLDER.is_dir():
         raise SystemExit(f"{COD_FOLDER} is not there: apt-get install libavogadro-data")
-    for path in sorted(COD_FOLDER.rglob("*.cif")):
+    for path in sorted(path for path in COD_FOLDER.rglob("*.cif") if path.parent.name != "zeolites"):
         for item in read_crystals(path):
             if isinstance(item, ReadCrystal) and set(item.crystal.composition) <= CHGNetPotential.elements:
                 crystal = primitive_crystal(item.crystal)
-                if crystal.n_atoms <= MAX_LIBRARY_ATOMS:
+                if crystal.n_atoms <= MAX_TEMPLATE_ATOMS:
                     yield Job(crystal, f"COD, from libavogadro-data: {crystal.reduced_formula} {path.stem}")
 
 
@@ -195,13 +200,13 @@ def known_jobs(jobs: Sequence[Job]) -> Iterator[Job]:
     have = {job.crystal.reduced_formula for job in jobs}
     named = [formula for row in _rows("known_compounds.csv") for formula in row["formulas"].split()]
     wanted = [formula for formula in dict.fromkeys(named) if reduced_formula(parse_formula(formula)) not in have]
-    templates = [(job.crystal, job.source) for job in jobs if job.crystal.n_atoms <= MAX_ISOTYPE_ATOMS]
+    templates = [(job.crystal, job.source) for job in jobs if job.crystal.n_atoms <= MAX_TEMPLATE_ATOMS]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ensemble = StructuralEnsemble.load(HERE / "ensembles" / "structural.safetensors", device)
     ensemble = replace(ensemble, members=ensemble.members[:2])  # to choose what is tried, two say enough
     for formula, found in isotypes(wanted, templates, ensemble, most=STRUCTURES_TRIED).items():
         report(f"{formula}: {len(found)} structures to try")
-        for crystal, template in found:
+        for crystal, template in (one for one in found if one[0].n_atoms <= MAX_ISOTYPE_ATOMS):
             yield Job(crystal, f"known compound: {formula} as {template}")
 
 
