@@ -22,6 +22,7 @@ import torch
 from ase.calculators.calculator import Calculator
 from isotypes import isotypes
 from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
+from scipy.sparse.csgraph import connected_components
 from structure_types import build
 
 from dft_stub.evaluator import Failure
@@ -33,8 +34,10 @@ from gnome.crystals.elements import COVALENT_RADIUS, SYMBOLS
 from gnome.crystals.formats import ReadCrystal, read_crystals
 from gnome.crystals.formula import parse_formula, reduced_formula
 from gnome.crystals.identity import primitive_crystal
+from gnome.crystals.validity import is_valid
 from gnome.models.datasets import VALIDATION_BUCKETS, split_bucket
 from gnome.models.ensemble import StructuralEnsemble
+from pipelines.contacts import shortest_contacts
 
 HERE = Path(__file__).parent
 SETTINGS = RelaxSettings(max_steps=500)
@@ -42,6 +45,8 @@ MAX_LIBRARY_ATOMS = 20
 MAX_TEMPLATE_ATOMS = 36
 MAX_ISOTYPE_ATOMS = 11
 STRUCTURES_TRIED = 2
+PACKINGS_TRIED = 24
+_PACKED_ANEW = ("H", "N", "O", "F", "Cl", "Br", "I")
 COD_FOLDER = Path(os.environ.get("AVOGADRO_CRYSTALS", "/usr/share/avogadro2/crystals"))
 _calculator: Calculator
 VALIDATION_ATTEMPTS = 9000
@@ -80,7 +85,8 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # pymatgen's remarks on its own library
     relaxer = Relaxer(arguments.work / "relaxed.jsonl")
-    found = [*element_jobs(), *library_jobs(), *textbook_jobs(), *cod_jobs()]
+    elements = list(element_jobs())
+    found = [*elements, *shaken_jobs(elements), *library_jobs(), *textbook_jobs(), *cod_jobs()]
     jobs = [job for job in found if job.crystal.n_atoms <= MAX_LIBRARY_ATOMS or job.source.startswith(("element", "textbook"))]
     jobs += known_jobs(found)
     relaxer.relax_all(jobs, arguments.processes)
@@ -233,6 +239,40 @@ def element_jobs() -> Iterator[Job]:
         for kind in _OPEN_SOLIDS.get(symbol, ()) if symbol in _MOLECULAR | set(_OPEN_SOLIDS) else tuple(_CLOSE_PACKED):
             if (symbol, kind) not in known and (kind != "dhcp" or 57 <= SYMBOLS.index(symbol) <= 71):
                 yield Job(_tried(symbol, kind, volume), f"element, form tried: {symbol} {kind}", observed=False)
+
+
+def shaken_jobs(elements: Sequence[Job]) -> Iterator[Job]:
+    """Yield molecular elements packed anew: doubled cells of their known forms with molecules pushed about.
+
+    A potential packs molecules in its own way, and the reference is to be the lowest form that it has.
+    """
+    for symbol in _PACKED_ANEW:
+        forms = [job for job in elements if set(job.crystal.symbols) == {symbol} and job.crystal.n_atoms <= 8]
+        for k in range(PACKINGS_TRIED if forms else 0):
+            form = forms[k % len(forms)]
+            rng = np.random.default_rng([SYMBOLS.index(symbol), k])
+            repeats = np.array([(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1)][(k // len(forms)) % 4])
+            pushed = _pushed(form.crystal, repeats, rng)
+            if is_valid(pushed):
+                yield Job(pushed, f"element, form tried: {symbol} packed anew {k} from {form.source}", observed=False)
+
+
+def _pushed(crystal: Crystal, repeats: np.ndarray, rng: np.random.Generator) -> Crystal:
+    """A supercell whose cell is strained and whose molecules, atoms within 1.3 bond lengths, move as one."""
+    cells = np.array(list(np.ndindex(*repeats)))
+    coords = ((crystal.frac_coords[None] + cells[:, None]) / repeats).reshape(-1, 3)
+    lattice = crystal.lattice * repeats[:, None]
+    whole = Crystal(lattice, np.tile(crystal.atomic_numbers, len(cells)), coords)
+    contacts = shortest_contacts(whole)
+    bonded = contacts < 1.3 * contacts.min()
+    molecules = connected_components(bonded)[1]
+    moves = rng.normal(scale=0.35, size=(molecules.max() + 1, 3))[molecules]
+    strain = rng.normal(scale=0.08, size=(3, 3))
+    return Crystal(
+        np.round(lattice @ (np.eye(3) + (strain + strain.T) / 2), 6),
+        whole.atomic_numbers,
+        np.round(whole.frac_coords + moves @ np.linalg.inv(lattice), 6),
+    )
 
 
 def _tried(symbol: str, kind: str, volume: float) -> Crystal:

@@ -16,6 +16,9 @@ MPTRJ_ELEMENTS: Final = frozenset(range(1, 95)) - {84, 85, 86, 87, 88}
 """The 89 elements of the MPtrj data; CHGNet answers for Po, At, Rn, Fr and Ra as well, but with numbers that mean nothing."""
 
 CHGNET_VERSION: Final = "0.3.0"
+REFERENCES_VERSION: Final = 2
+"""Of the shipped elemental references; part of the method, so that formation energies from other references never meet these."""
+
 _CHGNET_FILE: Final = "chgnet_0.3.0_e29f68s314m37.pth.tar"
 _CHGNET_SHA256: Final = "d14ab7c0f093efe64b60a7bcd540bca10e74fb7f46c86108a079af60524659d1"
 
@@ -64,7 +67,9 @@ class CHGNetPotential:
         return Method(
             code="chgnet",
             functional=CHGNET_VERSION,
-            settings={"weights_sha256": _CHGNET_SHA256, "labels": "MPtrj: PBE and PBE+U, MP2020 corrections included"},
+            settings={"weights_sha256": _CHGNET_SHA256, "labels": "MPtrj: PBE and PBE+U, MP2020 corrections included",
+                "references": REFERENCES_VERSION,
+            },
             versions={"chgnet": version("chgnet"), "ase": version("ase")},
         )
 
