@@ -203,7 +203,9 @@ def among_decoys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-SHOW = "import gnome, pipelines, flows, dft_stub, sys; print(*(m.__file__ for m in (gnome, pipelines, flows, dft_stub)), sep='\\n')"
+SHOW = (
+    "import gnome, pipelines, flows, dft_stub, sys; print(*(m.__file__ for m in (gnome, pipelines, flows, dft_stub)), sep='\\n')"
+)
 
 
 class TestChildEnvironment:
