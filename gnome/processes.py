@@ -109,7 +109,10 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def kill_tree(pid: int) -> None:
-    """Kill the process group that `pid` heads and all its descendants; the process itself last when it is this one."""
+    """Kill the process group that `pid` heads and all its descendants; the process itself last when it is this one.
+
+    A group that this process is in without being its head belongs to others and is left alone.
+    """
     descendants = _descendants(pid)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if pid != os.getpid():
@@ -117,7 +120,7 @@ def kill_tree(pid: int) -> None:
     for child in descendants:
         with contextlib.suppress(psutil.Error):
             child.kill()
-    if pid == os.getpid():
+    if pid == os.getpid() == os.getpgrp():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(0, signal.SIGKILL)
 

@@ -48,7 +48,8 @@ def _is_neutral(amounts: tuple[tuple[int, int], ...]) -> bool:
 @lru_cache(maxsize=256)
 def _states(z: int) -> tuple[int, ...]:
     element = Element.from_Z(z)
-    return tuple(int(state) for state in element.icsd_oxidation_states or element.oxidation_states)
+    states = element.icsd_oxidation_states or element.oxidation_states or element.common_oxidation_states  # the last for Kr, Xe
+    return tuple(int(state) for state in states)
 
 
 @lru_cache(maxsize=65536)

@@ -6,10 +6,17 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from gnome.crystals.convert import to_structure
 from gnome.crystals.crystal import Crystal
+from gnome.crystals.elements import SYMBOLS
+from gnome.crystals.identity import same_crystal
+from gnome.crystals.shards import read_shard
 from gnome.crystals.validity import is_valid
+from gnome.shipped import shipped_data
 from pipelines.contacts import shortest_contacts, smallest_length_factor
 from pipelines.contract import validate_generator
-from pipelines.structural import IonicSubstitution, PartialSubstitution, StructuralSettings
+from pipelines.oxidation import can_be_neutral
+from pipelines.screening import Prediction
+from pipelines.selection import select
+from pipelines.structural import IonicSubstitution, PartialSubstitution, StructuralSettings, Taken
 from pipelines.substitution import SubstitutionSettings
 from pipelines.symmetry import GroupingLimits, SiteGroupings, site_symmetry
 from pipelines.volumes import fit_atomic_volumes, radii_volumes
@@ -198,3 +205,120 @@ def test_atomic_volumes_follow_known_crystals_and_fall_back_on_radii(rocksalt):
     assert volumes[79] == pytest.approx(radii_volumes()[79])
     np.testing.assert_array_equal(fit_atomic_volumes([]), radii_volumes())
     assert (volumes > 0).all()
+
+
+def numbers_of(symbols: str) -> frozenset[int]:
+    return frozenset(SYMBOLS.index(symbol) for symbol in symbols.split())
+
+
+PEROVSKITE = Crystal.from_symbols(
+    3.905 * np.eye(3), ["Sr", "Ti", "O", "O", "O"], [[0, 0, 0], [0.5] * 3, [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+)
+ALLOY = Crystal.from_symbols(2.89 * np.eye(3), ["Ni", "Al"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+@pytest.fixture(scope="module")
+def seeds() -> list[Crystal]:
+    """The shipped seeds of at most eight atoms."""
+    crystals, _, _ = read_shard(shipped_data() / "seeds.parquet")
+    return [crystal for crystal in crystals if crystal.n_atoms <= 8]
+
+
+@pytest.fixture(scope="module")
+def halides(seeds: list[Crystal]) -> tuple[list[Crystal], dict[str, object]]:
+    """Seeds that can become halides of three metals, and the generators' common arguments for these."""
+    wanted = numbers_of("Ca Sr Y Cl Br I")
+    parents = [seed for seed in seeds if set(seed.composition) & numbers_of("F Cl Br I") and len(seed.composition) <= 3]
+    return parents, {
+        "known_formulas": frozenset(seed.reduced_formula for seed in seeds),
+        "settings": StructuralSettings(max_atoms=20, elements=wanted),
+    }
+
+
+def both(parents, given, taken: Taken | None):
+    partial = list(PartialSubstitution(**given).propose(parents, limit=3000, seed=5, taken=taken))
+    return partial, list(IonicSubstitution(**given).propose(parents, limit=3000, seed=5, taken=taken))
+
+
+def test_the_generators_of_a_round_share_no_crystal(halides):
+    alone = both(*halides, None)
+    partial, ionic = both(*halides, {})
+    common = {c.crystal.id for c in alone[0]} & {c.crystal.id for c in alone[1]}
+    assert len(common) > 20, "alone, both would make these"
+    assert [c.id for c in partial] == [c.id for c in alone[0]], "the first is not held back"
+    assert ionic
+    assert not {c.crystal.id for c in partial} & {c.crystal.id for c in ionic}
+    formulas = {c.crystal.reduced_formula for c in partial + ionic}
+    assert formulas == {c.crystal.reduced_formula for c in alone[0] + alone[1]}, "and no composition is lost"
+
+
+def test_a_generator_that_is_asked_again_offers_the_same(halides):
+    """As an interrupted round does, with what was taken before at hand or not."""
+    parents, given = halides
+    generator, taken = PartialSubstitution(**given), {}
+    first = [c.id for c in generator.propose(parents, limit=60, seed=5, taken=taken)]
+    assert len(first) == 60
+    assert first == [c.id for c in generator.propose(parents, limit=60, seed=5, taken=taken)]
+
+
+def test_no_crystal_is_chosen_twice_where_compositions_are_fewer_than_the_budget(halides):
+    partial, ionic = both(*halides, None)
+    candidates = partial[:60] + [c for c in ionic if c.crystal.id in {p.crystal.id for p in partial[:60]}]
+    assert len(candidates) > len({c.crystal.id for c in candidates}) > 40
+    predictions = [
+        Prediction(
+            candidate_id=c.id, e_form_per_atom=-1.0, spread=0.0, volume_scale=1.0, model_id="m", method="x",
+            decomposition_energy=int(c.crystal.id[:4], 16) / 65536, n_competing=1,
+        )
+        for c in candidates
+    ]  # fmt: skip
+    chosen = [one.candidate.crystal for one in select(predictions, candidates, 1000)]
+    assert len({crystal.reduced_formula for crystal in chosen}) == len({c.crystal.reduced_formula for c in candidates})
+    for i, crystal in enumerate(chosen):
+        alike = [other for other in chosen[:i] if other.reduced_formula == crystal.reduced_formula]
+        assert not any(same_crystal(crystal, other) for other in alike)
+
+
+@pytest.mark.parametrize("generator", [IonicSubstitution, PartialSubstitution])
+@pytest.mark.parametrize(
+    ("parent", "elements"), [(PEROVSKITE, "Sr Ti O Ca Ba Zr S F"), (ALLOY, "Ni Al Cu Fe Ga Co")], ids=["SrTiO3", "NiAl"]
+)
+def test_elements_that_are_handed_down_change_no_proposal(generator, parent, elements):
+    wanted = numbers_of(elements)
+    free = [c for c in generator().propose([parent], limit=100_000, seed=1) if set(c.crystal.composition) <= wanted]
+    bounded = list(generator(settings=StructuralSettings(elements=wanted)).propose([parent], limit=100_000, seed=1))
+    assert len(free) > 2
+    assert {c.crystal.id for c in bounded} == {c.crystal.id for c in free}
+    assert {c.id for c in bounded} == {c.id for c in free}, "their lineage included"
+
+
+@pytest.mark.parametrize("generator", [IonicSubstitution, PartialSubstitution])
+class TestChargeBalance:
+    def children(self, generator, parent, **settings):
+        proposed = generator(settings=StructuralSettings(**settings)).propose([parent], limit=100_000, seed=0)
+        return {c.crystal.id: c for c in proposed}
+
+    def test_a_parent_whose_charges_cancel_has_no_child_whose_charges_cannot(self, generator, rocksalt):
+        for parent in (rocksalt(), PEROVSKITE):
+            strict = self.children(generator, parent)
+            assert len(strict) > 10
+            assert all(can_be_neutral(c.crystal.composition) for c in strict.values())
+            assert not any("charge_balanced" in c.lineage.parameters for c in strict.values())
+
+    def test_where_others_are_let_through_they_are_marked(self, generator, rocksalt):
+        strict = self.children(generator, rocksalt())
+        free = self.children(generator, rocksalt(), charge_balanced=False)
+        others = [c for identifier, c in free.items() if identifier not in strict]
+        assert len(others) > 10
+        for candidate in free.values():
+            balanced = can_be_neutral(candidate.crystal.composition)
+            assert candidate.lineage.parameters.get("charge_balanced", True) is balanced
+        assert {c.crystal.reduced_formula for c in strict.values()} <= {c.crystal.reduced_formula for c in free.values()}
+
+    def test_intermetallics_are_free(self, generator):
+        assert not can_be_neutral(ALLOY.composition)
+        strict, free = self.children(generator, ALLOY), self.children(generator, ALLOY, charge_balanced=False)
+        assert len(strict) > 10
+        assert {c.id for c in strict.values()} == {c.id for c in free.values()}
+        assert not all(can_be_neutral(c.crystal.composition) for c in strict.values())
+        assert not any("charge_balanced" in c.lineage.parameters for c in free.values())

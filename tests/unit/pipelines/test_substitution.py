@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 from pymatgen.analysis.structure_prediction.substitution_probability import SubstitutionPredictor, SubstitutionProbability
+from pymatgen.core import Composition, Element
 
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formula import parse_formula
-from pipelines.oxidation import guess_oxidation_states
+from pipelines.oxidation import can_be_neutral, guess_oxidation_states
 from pipelines.substitution import SubstitutionSettings, likely_substitutions, load_table
 
 FORMULAS = ["NaCl", "SrTiO3", "MgAl2O4", "Fe3O4", "NiAl", "ZnTe", "K2NaAlF6", "Fe"]
@@ -123,3 +124,31 @@ def test_oxidation_states_are_guessed_and_hard_compositions_passed_over():
     assert guess_oxidation_states({12: 4, 8: 4}) == guess_oxidation_states({12: 1, 8: 1}) == {12: 2.0, 8: -2.0}
     assert guess_oxidation_states(parse_formula("NiAl")) == {}
     assert guess_oxidation_states(parse_formula("LaFe4P12")) == {}
+
+
+BALANCED = (
+    "NaCl MgO Fe3O4 SrTiO3 TiO2 Ti4O7 CaF2 LiFePO4 LiFeO2 FePO4 CO2 H2O BaTiO3 Al2O3 ZrF4 GaAs K2NaAlF6 CsPbBr3 Pb3O4 N2O5 NH4Cl "
+    "SiC PmCl3 U3O8 Mg3N2 SF6 XeF2 AuCl3 AuCl PtO2"
+)
+UNBALANCED = "MgCl NiAl CaF NaFeO3 AlO Al2O LaNi5 MnO4 TaF2 BO HeO Cu3Au S2O7 Na2O2 KO2 MgF3 XeF3"
+
+
+@pytest.mark.filterwarnings("ignore:No Pauling electronegativity:UserWarning")  # pymatgen, on noble gases
+@pytest.mark.parametrize("formula", [*BALANCED.split(), *UNBALANCED.split()])
+def test_charges_cancel_where_pymatgen_finds_states_for_it(formula):
+    composition = parse_formula(formula)
+    others = {
+        SYMBOLS[z]: list(Element.from_Z(z).oxidation_states or Element.from_Z(z).common_oxidation_states)
+        for z in composition
+        if not Element.from_Z(z).icsd_oxidation_states  # of which pymatgen takes the common states alone
+    }
+    found = Composition(formula).oxi_state_guesses(max_sites=-1, oxi_states_override=others)
+    assert can_be_neutral(composition) == bool(found) == (formula in BALANCED.split())
+    assert can_be_neutral({z: 3 * n for z, n in composition.items()}) == bool(found)
+
+
+def test_charges_of_large_formulas_are_added_up_in_no_time():
+    """Which pymatgen takes minutes or a second for: ways to share states out are far too many."""
+    assert can_be_neutral(parse_formula("LaFe4P12"))
+    assert can_be_neutral({25: 20, 26: 21, 27: 22, 8: 84})
+    assert not can_be_neutral({11: 40, 9: 41})

@@ -1,0 +1,324 @@
+"""Children that hang, hoard, babble or leave their group: each is ended whole, and none waits for ever."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gnome.processes import (
+    PASSIVE_THREADS,
+    THREAD_VARIABLES,
+    LineWorker,
+    ProcessLost,
+    ProcessTimeout,
+    child_environment,
+    end,
+    kill_tree,
+    own_processor_seconds,
+    processor_seconds,
+    python_command,
+    resident_bytes,
+    run_bounded,
+    start,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 120.0
+"""Seconds after which something that is waited for will not come, however busy the machine is."""
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.05)
+
+
+def sleeping(seconds: str) -> list[int]:
+    """Processes that sleep for exactly so long, whoever started them."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        command = process.info["cmdline"] or []
+        if command[-2:] == ["sleep", seconds] and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process.pid)
+    return found
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(code)]
+
+
+def run(command: list[str], given: bytes = b"", *, seconds: float = PATIENCE, max_output: int = 2**24) -> bytes:
+    return run_bounded(command, given, seconds=seconds, memory_bytes=None, max_output=max_output)
+
+
+class TestRunBounded:
+    def test_a_time_limit_ends_the_whole_tree(self) -> None:
+        """A grandchild in a session of its own, as the ranks of an MPI program have, included."""
+        own = f"4801.{os.getpid()}"
+        command = ["sh", "-c", f"setsid sleep {own} & setsid sh -c 'sleep {own}; true' & sleep {own}; true"]
+        process = start(command)
+        wait_for(lambda: len(sleeping(own)) == 3, "three children")
+        assert len({os.getsid(pid) for pid in sleeping(own)}) == 3, "each in a session of its own"
+        end(process)
+        wait_for(lambda: not sleeping(own), "their end")
+        with pytest.raises(ProcessTimeout, match=r"gave no answer within 1\.5 s"):
+            run(command, seconds=1.5)
+        wait_for(lambda: not sleeping(own), "their end after a time limit")
+
+    def test_children_of_a_program_that_has_ended_end_too(self) -> None:
+        own = f"4802.{os.getpid()}"
+        assert run(["sh", "-c", f"sleep {own} > /dev/null & echo done"]) == b"done\n"
+        wait_for(lambda: not sleeping(own), "the end of what it left behind")
+
+    def test_memory_is_limited(self) -> None:
+        hoard = python("x = bytearray(2**30); print(len(x))")
+        assert run_bounded(hoard, b"", seconds=PATIENCE, memory_bytes=2**32, max_output=100) == b"1073741824\n"
+        with pytest.raises(ProcessLost, match="ended with exit code 1"):
+            run_bounded(hoard, b"", seconds=PATIENCE, memory_bytes=2**29, max_output=100)
+
+    def test_output_is_limited(self) -> None:
+        own = f"4803.{os.getpid()}"
+        with pytest.raises(ProcessLost, match="wrote more than 100000 bytes"):
+            run(["sh", "-c", f"setsid sleep {own} & exec yes"], max_output=100_000)
+        wait_for(lambda: not sleeping(own), "the end of its child")
+
+    def test_input_and_output_larger_than_the_pipes_wait_for_nobody(self) -> None:
+        given = bytes(range(256)) * 2**15  # 8 MiB
+        assert run(["cat"], given) == given
+
+    def test_a_program_need_not_read_its_input(self) -> None:
+        assert run(python("print('enough')"), b"x" * 2**22) == b"enough\n"
+
+    def test_a_program_that_closes_its_output_and_lives_on_is_ended(self) -> None:
+        own = f"4804.{os.getpid()}"
+        with pytest.raises(ProcessTimeout):
+            run(["sh", "-c", f"exec 1>&-; sleep {own}; true"], seconds=1.0)
+        wait_for(lambda: not sleeping(own), "its end")
+
+    @pytest.mark.parametrize(("code", "words"), [("exit 3", "exit code 3"), ("kill -SEGV $$", "exit code -11")])
+    def test_exit_codes_are_said(self, code: str, words: str) -> None:
+        with pytest.raises(ProcessLost, match=words):
+            run(["sh", "-c", code])
+
+    def test_the_environment_is_ours_or_the_one_given(self) -> None:
+        shown = run(["env"]).decode().splitlines()
+        assert "PYTHONSAFEPATH=1" in shown
+        assert "OMP_WAIT_POLICY=PASSIVE" in shown
+        given = run_bounded(["/usr/bin/env"], b"", seconds=PATIENCE, memory_bytes=None, max_output=1000, environment={"A": "b"})
+        assert given == b"A=b\n"
+
+
+class TestLineWorker:
+    ECHO = """
+        import json, os, sys
+        for line in sys.stdin:
+            question = json.loads(line)
+            if "exit" in question:
+                sys.exit(question["exit"])
+            if "say" in question:
+                print(question["say"], flush=True)
+            elif "hang" in question:
+                os.spawnvp(os.P_WAIT, "setsid", ["setsid", "-w", "sleep", question["hang"]])
+            else:
+                print(json.dumps({"pid": os.getpid(), **question}), flush=True)
+    """
+
+    def test_many_questions_are_answered_by_one_program(self) -> None:
+        worker = LineWorker(python(self.ECHO), memory_bytes=None)
+        try:
+            answers = [worker.ask({"n": n}, seconds=PATIENCE) for n in range(5)]
+        finally:
+            worker.close()
+        assert [answer["n"] for answer in answers] == list(range(5))
+        (pid,) = {answer["pid"] for answer in answers}
+        assert not psutil.pid_exists(pid)
+
+    @pytest.mark.parametrize(
+        ("question", "words"),
+        [
+            ({"exit": 3}, "ended with exit code 3"),
+            ({"say": "no JSON"}, "answered with something that is no JSON"),
+            ({"say": "[1]"}, "answered with something that is no JSON object"),
+        ],
+        ids=["ends", "no JSON", "no object"],
+    )
+    def test_a_loss_costs_its_own_question(self, question: dict[str, object], words: str) -> None:
+        worker = LineWorker(python(self.ECHO), memory_bytes=None)
+        try:
+            before = worker.ask({}, seconds=PATIENCE)["pid"]
+            with pytest.raises(ProcessLost, match=words):
+                worker.ask(question, seconds=PATIENCE)
+            assert not psutil.pid_exists(before)
+            after = worker.ask({"n": 1}, seconds=PATIENCE)
+        finally:
+            worker.close()
+        assert after["n"] == 1
+        assert after["pid"] != before
+
+    def test_what_gives_no_answer_in_time_is_ended_with_its_children(self) -> None:
+        own = f"4805.{os.getpid()}"
+        worker = LineWorker(python(self.ECHO), memory_bytes=None)
+        try:
+            worker.ask({}, seconds=PATIENCE)
+            with pytest.raises(ProcessTimeout, match="gave no answer within 1 s"):
+                worker.ask({"hang": own}, seconds=1.0)
+            wait_for(lambda: not sleeping(own), "the end of its child")
+            assert worker.ask({"n": 1}, seconds=PATIENCE)["n"] == 1
+        finally:
+            worker.close()
+
+    def test_an_answer_that_was_not_waited_for_meets_no_later_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        worker = LineWorker(python(self.ECHO), memory_bytes=None)
+
+        def interrupted(*_: object) -> bytes:
+            raise KeyboardInterrupt
+
+        try:
+            worker.ask({"n": 0}, seconds=PATIENCE)
+            with monkeypatch.context() as patch:
+                patch.setattr(worker, "_read_line", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    worker.ask({"n": 1}, seconds=PATIENCE)
+            assert worker.ask({"n": 2}, seconds=PATIENCE)["n"] == 2
+        finally:
+            worker.close()
+
+
+@pytest.fixture
+def among_decoys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder that holds folders named as our packages are, and one of its own."""
+    for name in ("gnome", "pipelines", "flows", "dft_stub", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"DECOY = {name!r}\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SHOW = (
+    "import gnome, pipelines, flows, dft_stub, sys; print(*(m.__file__ for m in (gnome, pipelines, flows, dft_stub)), sep='\\n')"
+)
+
+
+class TestChildEnvironment:
+    @pytest.mark.usefixtures("among_decoys")
+    @pytest.mark.parametrize("searched", [False, True], ids=["not searched", "searched first"])
+    def test_our_packages_win_over_folders_where_the_user_stands(
+        self, searched: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        if searched:  # as `python -c` and an interactive session do
+            monkeypatch.setattr(sys, "path", ["", *sys.path])
+        shown = run([sys.executable, "-c", SHOW])
+        expected = [str(ROOT / name / "__init__.py") for name in ("gnome", "pipelines", "flows", "dft_stub")]
+        assert shown.decode().splitlines() == expected
+        if searched:  # the user's own modules are found all the same: an evaluator may be one
+            assert run([sys.executable, "-c", "import mine; print(mine.__file__)"]).decode().strip().startswith(str(tmp_path))
+
+    @pytest.mark.usefixtures("among_decoys")
+    def test_a_module_of_ours_is_run(self) -> None:
+        """Without `-P` the decoy has no such module."""
+        command = python_command("flows", "--version")
+        assert command[:3] == [sys.executable, "-P", "-m"]
+        assert run(command)
+
+    def test_it_says_how_many_threads_there_are_and_how_they_wait(self) -> None:
+        environment = child_environment({"MINE": "x"}, threads=3)
+        assert environment["PYTHONSAFEPATH"] == "1"
+        assert {environment[name] for name in THREAD_VARIABLES} == {"3"}
+        assert {child_environment()[name] for name in THREAD_VARIABLES} == {"1"}
+        assert PASSIVE_THREADS.items() <= environment.items()
+        assert environment["MINE"] == "x"
+        assert child_environment({"OMP_NUM_THREADS": "7"})["OMP_NUM_THREADS"] == "7"
+        assert environment["PATH"] == os.environ["PATH"]
+
+
+BURN = "import time\nwhile time.process_time() < 0.6: pass"
+
+
+class TestProcessorTime:
+    def test_children_that_have_ended_count(self) -> None:
+        own = f"4806.{os.getpid()}"
+        process = start(["sh", "-c", f'{sys.executable} -c "{BURN}"; sleep {own}; true'])
+        try:
+            wait_for(lambda: bool(sleeping(own)), "the end of the child that works")
+            assert 0.55 < processor_seconds(process.pid) < 30
+        finally:
+            end(process)
+        assert processor_seconds(process.pid) == 0.0, "of what is gone nothing is known"
+
+    def test_grandchildren_that_still_work_count(self) -> None:
+        process = start(["sh", "-c", f'setsid sh -c "{sys.executable} -c \\"while True: pass\\"; true"; true'])
+        try:
+            wait_for(lambda: processor_seconds(process.pid) > 0.5, "half a second of work")
+            assert resident_bytes(process.pid) > 2 * 2**20
+        finally:
+            end(process)
+
+    def test_own_time_holds_that_of_ended_children(self) -> None:
+        before = own_processor_seconds()
+        run(python(BURN))
+        assert own_processor_seconds() - before > 0.55
+
+
+CHILD = """
+    import os, subprocess, sys, threading, time
+    from gnome.processes import end_with_parent
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), kwargs={"poll_seconds": 0.1}, daemon=True).start()
+    subprocess.Popen(["setsid", "sleep", sys.argv[1]])
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("heads_group", [True, False], ids=["head of a group", "in the group of others"])
+def test_a_child_of_a_killed_parent_ends_with_its_grandchild(tmp_path: Path, heads_group: bool) -> None:
+    """And where it shares a group with others, those live on."""
+    own, bystander = f"4807.{os.getpid()}", f"4808.{os.getpid()}"
+    (tmp_path / "child.py").write_text(textwrap.dedent(CHILD))
+    how = f"start_new_session={heads_group}"
+    parent = subprocess.Popen(
+        python(f"""
+            import subprocess, sys, time
+            subprocess.Popen(["sleep", "{bystander}"])
+            child = subprocess.Popen([sys.executable, {str(tmp_path / "child.py")!r}, "{own}"], {how})
+            print(child.pid, flush=True)
+            time.sleep(3600)
+        """),
+        stdout=subprocess.PIPE,
+        env=child_environment(),
+        start_new_session=True,
+    )
+    try:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        wait_for(lambda: bool(sleeping(own)), "the grandchild")
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: not sleeping(own), "the end of the grandchild")
+        wait_for(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE, "its own end")
+        assert sleeping(bystander)
+    finally:
+        if parent.stdout is not None:
+            parent.stdout.close()
+        kill_tree(parent.pid)
+        parent.wait()
+        for pid in [*sleeping(own), *sleeping(bystander)]:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_answers_are_json_lines() -> None:
+    """The questions too: numbers, texts and lists come through as they are."""
+    question = {"text": "zwei\nZeilen", "list": [1, 2.5, None], "n": -1}
+    code = "import sys, json\nfor line in sys.stdin: print(json.dumps({'got': json.loads(line)}), flush=True)"
+    worker = LineWorker(python(code), memory_bytes=None)
+    try:
+        assert json.loads(json.dumps(worker.ask(question, seconds=PATIENCE)))["got"] == question
+    finally:
+        worker.close()
