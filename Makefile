@@ -42,7 +42,7 @@ types: $(READY)  ## static types
 imports: $(READY)  ## imports go down only
 	$(BIN)/lint-imports
 
-seeds: $(READY)  ## rebuild the shipped seeds, references and validation set (about an hour)
+seeds: $(READY)  ## rebuild the shipped seeds, references and validation set (some hours on one core)
 	$(BIN)/python data/make_seeds.py
 
 clean:  ## remove what was built

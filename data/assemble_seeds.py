@@ -85,9 +85,9 @@ def _converged(outcomes: Outcomes, refusals: Refusals) -> list[Relaxed]:
 
 
 def _without_duplicates(relaxed: list[Relaxed], refusals: Refusals) -> list[Relaxed]:
-    """Keep the lowest of crystals that relaxed into the same one, in the order of the input."""
+    """Keep the lowest of crystals that relaxed into the same one, the first of those within a meV/atom, in the order of the input."""
     by_formula: dict[str, list[Relaxed]] = defaultdict(list)
-    for candidate in sorted(relaxed, key=lambda candidate: candidate.energy_per_atom):
+    for candidate in sorted(relaxed, key=lambda candidate: round(candidate.energy_per_atom, 3)):
         kept = by_formula[candidate.crystal.reduced_formula]
         twin = next((position for position, other in enumerate(kept) if same_crystal(other.crystal, candidate.crystal)), None)
         if twin is None:

@@ -252,7 +252,7 @@ def shaken_jobs(elements: Sequence[Job]) -> Iterator[Job]:
             form = forms[k % len(forms)]
             rng = np.random.default_rng([SYMBOLS.index(symbol), k])
             repeats = np.array([(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1)][(k // len(forms)) % 4])
-            pushed = _pushed(form.crystal, repeats, rng)
+            pushed = _pushed(form.crystal, repeats, rng).scaled(1.0 if k < PACKINGS_TRIED // 2 else 0.75)
             if is_valid(pushed):
                 yield Job(pushed, f"element, form tried: {symbol} packed anew {k} from {form.source}", observed=False)
 

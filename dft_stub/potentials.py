@@ -67,7 +67,9 @@ class CHGNetPotential:
         return Method(
             code="chgnet",
             functional=CHGNET_VERSION,
-            settings={"weights_sha256": _CHGNET_SHA256, "labels": "MPtrj: PBE and PBE+U, MP2020 corrections included",
+            settings={
+                "weights_sha256": _CHGNET_SHA256,
+                "labels": "MPtrj: PBE and PBE+U, MP2020 corrections included",
                 "references": REFERENCES_VERSION,
             },
             versions={"chgnet": version("chgnet"), "ase": version("ase")},

@@ -271,7 +271,7 @@ def campaign_schedule(
 ) -> None:
     """Serve a Prefect deployment that runs a campaign whenever the schedule says so; Ctrl-C ends it.
 
-    gnome campaign schedule --cron '0 3 * * *'    (with PREFECT_API_URL set to your Prefect server)
+    gnome campaign schedule --cron '0 3 * * *'
     """
     from flows.deployments import serve_campaign  # noqa: PLC0415
     from flows.progress import Bars  # noqa: PLC0415
