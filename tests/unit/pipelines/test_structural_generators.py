@@ -281,7 +281,9 @@ def test_no_crystal_is_chosen_twice_where_compositions_are_fewer_than_the_budget
 
 @pytest.mark.parametrize("generator", [IonicSubstitution, PartialSubstitution])
 @pytest.mark.parametrize(
-    ("parent", "elements"), [(PEROVSKITE, "Sr Ti O Ca Ba Zr S F"), (ALLOY, "Ni Al Cu Fe Ga Co")], ids=["SrTiO3", "NiAl"]
+    ("parent", "elements"),
+    [(PEROVSKITE, "Sr Ti O Ca Ba Zr S F"), (PEROVSKITE, "Ti O Ca Ba Eu Pb Zr"), (ALLOY, "Ni Al Cu Fe Ga Co")],
+    ids=["SrTiO3", "SrTiO3 without Sr", "NiAl"],
 )
 def test_elements_that_are_handed_down_change_no_proposal(generator, parent, elements):
     wanted = numbers_of(elements)
