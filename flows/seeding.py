@@ -28,9 +28,26 @@ def add_seeds(workspace: Workspace) -> int:
         n = store.add_crystals(records)
         if records:
             store.note_seeding(wanted, digest)
+    if n and (others := _earlier_methods(workspace)):
+        workspace.listener.say(
+            f"This version's method is {wanted}: its settings or elemental references are not those of {', '.join(others)}. Crystals of that "
+            "stay in the database and are not on the new hull; import them as structures to have them there."
+        )
     if n or store.has_unplaced(wanted):  # what stored them may have been killed before it told them where they stand
         update_hull(store, wanted)
     return n
+
+
+def _earlier_methods(workspace: Workspace) -> list[str]:
+    """Labels of other methods of the evaluator's code and functional that the database has crystals of."""
+    own = workspace.evaluator.method
+    return [
+        label
+        for label, method in workspace.store.methods().items()
+        if label != own.label
+        and (method.code, method.functional) == (own.code, own.functional)
+        and workspace.store.hull_entries(label)
+    ]
 
 
 def _seeds(workspace: Workspace, path: Path, wanted: str) -> list[CrystalRecord]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from typed_commands import SMALL_TRAINING, Run
 
+from flows.assess import crystal_record
 from flows.cli import main
 from flows.lock import held
 from flows.progress import Silent
@@ -439,3 +440,30 @@ def test_labels_that_are_no_numbers_are_refused(capfd: pytest.CaptureFixture[str
     err = capfd.readouterr().err
     assert "row 0 has e_form_per_atom" in err
     assert err.count("\n") == 1
+
+
+def test_crystals_of_another_version_of_the_method_are_told_of(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from flows.progress import Silent
+    from flows.seeding import add_seeds
+    from flows.workspace import open_workspace
+
+    said: list[str] = []
+
+    class Listening(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    with open_workspace(Settings(database_url=f"sqlite:///{tmp_path / 'gnome.db'}"), listener=Listening()) as workspace:
+        method = workspace.evaluator.method
+        earlier = replace(method, settings={**method.settings, "references": 1})
+        assert earlier.label != method.label
+        copper = Crystal(np.eye(3) * 2.5, np.array([29]), np.zeros((1, 3)))
+        record = crystal_record(copper, earlier, e_form_per_atom=0.0, energy_per_atom=-4.0, origin="imported")
+        workspace.store.add_crystals([record])
+        assert add_seeds(workspace) > 400
+        assert add_seeds(workspace) == 0
+    (line,) = said
+    assert earlier.label in line
+    assert method.label in line
