@@ -19,8 +19,9 @@ GROUPS = ("hit", "near the hull", "doubtful", "other")
 def finds(store: Store, record: RoundRecord) -> list[dict[str, Any]]:
     """New crystals of a round as rows by `Quantity` names, the surest first.
 
-    Beside the columns of the database each has `is_hit`, `supported`, `doubts` (in words), `group`, `known_in` (methods under which the
-    database had its composition before the round) and `parent_formula`.
+    Beside the columns of the database each has `n_competing_before` (the round: its finds do not support each other), `is_hit`,
+    `supported`, `doubts` (in words), `group`, `known_in` (methods under which the database had its composition before the round) and
+    `parent_formula`.
     """
     rows = query(store, f"_gnome_round = {record.number}")
     parents = store.crystals_by_id({row[Quantity.PARENT] for row in rows if row[Quantity.PARENT]})
@@ -31,9 +32,8 @@ def finds(store: Store, record: RoundRecord) -> list[dict[str, Any]]:
     for row in rows:
         found = parents.get(row[Quantity.PARENT] or "")
         n_before = before.get(row["candidate_id"] or "")
-        doubts = doubts_of(
-            row, candidates.get(row["candidate_id"] or ""), row[Quantity.N_COMPETING] if n_before is None else n_before
-        )
+        row["n_competing_before"] = row[Quantity.N_COMPETING] if n_before is None else n_before
+        doubts = doubts_of(row, candidates.get(row["candidate_id"] or ""))
         row["parent_formula"] = found[0].row[Quantity.REDUCED_FORMULA] if found else ""
         row["is_hit"] = row[Quantity.ID] in hits
         row[Quantity.SUPPORTED.value] = Doubt.ELEMENTS_ONLY not in doubts
@@ -43,11 +43,11 @@ def finds(store: Store, record: RoundRecord) -> list[dict[str, Any]]:
     return sorted(rows, key=_order)
 
 
-def doubts_of(row: Mapping[str, Any], candidate: CandidateRecord | None, n_competing: int | None) -> tuple[Doubt, ...]:
-    """What speaks against a crystal that was found, what its round expected of it included; `n_competing` before that."""
+def doubts_of(row: Mapping[str, Any], candidate: CandidateRecord | None) -> tuple[Doubt, ...]:
+    """What speaks against a crystal that was found, what its round expected of it included."""
     parameters = {} if candidate is None else candidate.parameters
     standing = Standing(
-        n_competing=n_competing or 0,
+        n_competing=row["n_competing_before"] or 0,
         formula_check=row[Quantity.FORMULA_CHECK],
         charge_balanced=bool(parameters.get("charge_balanced", True)),
     )

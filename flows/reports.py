@@ -64,7 +64,7 @@ _COLUMNS: Final = (
     _Column("space group", lambda row: str(row[Quantity.SPACE_GROUP_NUMBER] or ""), is_number=True),
     _Column("above hull", lambda row: _number(row[Quantity.E_ABOVE_HULL]), is_number=True, is_essential=True),
     _Column("against others", lambda row: _number(row[Quantity.DECOMPOSITION_ENERGY]), is_number=True),
-    _Column("compete", lambda row: str(row[Quantity.N_COMPETING] or 0), is_number=True, is_essential=True),
+    _Column("compete", lambda row: str(row["n_competing_before"] or 0), is_number=True, is_essential=True),
     _Column("p stable", lambda row: _share(row[Quantity.P_STABLE]), is_number=True, is_essential=True),
     _Column("formula p", lambda row: _share(row[Quantity.FORMULA_CHECK]), is_number=True, is_essential=True),
     _Column("parent", lambda row: str(row["parent_formula"] or row[Quantity.PARENT] or "")),
@@ -73,7 +73,7 @@ _COLUMNS: Final = (
 _DOUBTS: Final = _Column("what speaks against it", lambda row: "; ".join(row["doubts"]), is_essential=True)
 FIND_CAPTION: Final = (
     "eV/atom. above hull: after the round; against others: below 0 when it lies so far below what all other compositions make; "
-    "compete: known compounds of its system within 0.1 eV/atom of the hull; p stable: the structural ensemble's probability; "
+    "compete: compounds of its system known before, within 0.1 eV/atom of the hull; p stable: the structural ensemble's probability; "
     "formula p: that of its formula alone; known in: methods under which this database had the composition before"
 )
 

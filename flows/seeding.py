@@ -30,8 +30,8 @@ def add_seeds(workspace: Workspace) -> int:
             store.note_seeding(wanted, digest)
     if n and (others := _earlier_methods(workspace)):
         workspace.listener.say(
-            f"This version's method is {wanted}: its settings or elemental references are not those of {', '.join(others)}. Crystals of that "
-            "stay in the database and are not on the new hull; import them as structures to have them there."
+            f"This version's method is {wanted}: its settings or elemental references are not those of {', '.join(others)}. Crystals of "
+            "that stay in the database and are not on the new hull; import them as structures to have them there."
         )
     if n or store.has_unplaced(wanted):  # what stored them may have been killed before it told them where they stand
         update_hull(store, wanted)

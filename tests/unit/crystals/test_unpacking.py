@@ -23,7 +23,7 @@ CRYSTALS = [
 
 def pack(path: Path) -> Path:
     packed = path.with_name(path.name + ".gz")
-    packed.write_bytes(gzip.compress(path.read_bytes()))
+    packed.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
     path.unlink()
     return packed
 
@@ -59,7 +59,7 @@ def refusal(path: Path, limits: ReadLimits | None = None) -> Refusal:
 def test_a_bomb_is_left_before_it_fills_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpacking, "ALWAYS_BYTES", 2 << 20)
     path = tmp_path / "bomb.extxyz.gz"
-    path.write_bytes(gzip.compress(b" " * (64 << 20)))
+    path.write_bytes(gzip.compress(b" " * (64 << 20), mtime=0))
     written: list[int] = []
     unpack = unpacking._unpack
 
@@ -81,14 +81,14 @@ def test_a_bomb_is_left_before_it_fills_anything(tmp_path: Path, monkeypatch: py
     ("name", "content", "reason"),
     [
         ("a.cif.gz", b"data_x\n", "malformed"),
-        ("a.cif.gz", gzip.compress(b"data_x\n" * 100)[:-20], "malformed"),
-        ("a.cif.gz", gzip.compress(b"data_x\n" * 100)[:12] + b"\xff" * 30, "malformed"),
-        ("a.cif.gz", gzip.compress(b""), "empty"),
+        ("a.cif.gz", gzip.compress(b"data_x\n" * 100, mtime=0)[:-20], "malformed"),
+        ("a.cif.gz", gzip.compress(b"data_x\n" * 100, mtime=0)[:12] + b"\xff" * 30, "malformed"),
+        ("a.cif.gz", gzip.compress(b"", mtime=0), "empty"),
         ("a.cif.gz", b"", "empty"),
-        ("a.tar.gz", gzip.compress(b"x"), "unknown_format"),
-        ("a.gz", gzip.compress(b"x"), "unknown_format"),
-        (".gz", gzip.compress(b"x"), "unknown_format"),
-        ("a.cif.gz.gz", gzip.compress(gzip.compress(b"x")), "unknown_format"),
+        ("a.tar.gz", gzip.compress(b"x", mtime=0), "unknown_format"),
+        ("a.gz", gzip.compress(b"x", mtime=0), "unknown_format"),
+        (".gz", gzip.compress(b"x", mtime=0), "unknown_format"),
+        ("a.cif.gz.gz", gzip.compress(gzip.compress(b"x"), mtime=0), "unknown_format"),
     ],
 )
 def test_what_cannot_be_unpacked_is_one_clear_line(tmp_path: Path, name: str, content: bytes, reason: str) -> None:

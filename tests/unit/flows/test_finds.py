@@ -68,6 +68,7 @@ def test_hits_are_those_that_another_hull_finds(played: tuple[Workspace, RoundRe
             e_form = row["e_form_per_atom"] if len(composition) > 1 else 0.0  # an element is its own reference
             entries[row["id"]] = PDEntry(composition, e_form * composition.num_atoms)
     diagram = PhaseDiagram(entries.values())
+    known = PhaseDiagram([entry for name, entry in entries.items() if name not in {row["id"] for row in rows}])
     hits, supported = {}, {}
     for row in rows:
         own = entries[row["id"]]
@@ -79,8 +80,14 @@ def test_hits_are_those_that_another_hull_finds(played: tuple[Workspace, RoundRe
         }
         assert row["e_above_hull"] == pytest.approx(max(0.0, diagram.get_e_above_hull(own)), abs=1e-8)
         assert row["n_competing"] == len(near), row["reduced_formula"]
-        supported[row["id"]] = bool(near)
-        if near and row["e_above_hull"] <= 1e-3:
+        before = [
+            entry
+            for entry in known.all_entries
+            if len(entry.composition) > 1 and set(entry.composition) <= set(own.composition) and distance(known, entry) <= 0.1
+        ]
+        supported[row["id"]] = bool(before)
+        assert row["n_competing_before"] == len({entry.composition for entry in before})
+        if before and row["e_above_hull"] <= 1e-3:
             lowest = hits.get(row["reduced_formula"])
             if lowest is None or row["e_form_per_atom"] < lowest["e_form_per_atom"]:
                 hits[row["reduced_formula"]] = row
@@ -110,7 +117,7 @@ def test_groups_stand_in_order_and_are_what_they_say(rows: list[dict[str, Any]])
 def test_doubts_are_words_for_what_the_row_shows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         expected = [
-            (row["n_competing"] == 0, "no known compound competes"),
+            (row["n_competing_before"] == 0, "no known compound competes"),
             (row["formula_check"] is not None and row["formula_check"] < 0.3, "its formula is not expected to be stable"),
             (row["p_stable"] is not None and row["p_stable"] < 0.5, "the ensemble does not expect it to be stable"),
         ]
@@ -134,11 +141,11 @@ def test_compositions_that_another_method_knew_say_which(
 def test_what_was_let_through_unbalanced_is_doubted(rows: list[dict[str, Any]], played: tuple[Workspace, RoundRecord]) -> None:
     (row, *_) = rows
     candidate: CandidateRecord = played[0].store.candidates([row["candidate_id"]])[row["candidate_id"]]
-    plain = {**row, "n_competing": 3, "formula_check": 0.9, "p_stable": 0.9}
+    plain = {**row, "n_competing_before": 3, "formula_check": 0.9, "p_stable": 0.9}
     assert doubts_of(plain, candidate) == ()
     assert doubts_of(plain, replace(candidate, parameters={"charge_balanced": False})) == (Doubt.CHARGES,)
     assert doubts_of({**plain, "p_stable": 0.49}, None) == (Doubt.ENSEMBLE,)
-    assert doubts_of({**plain, "n_competing": None}, candidate) == (Doubt.ELEMENTS_ONLY,)
+    assert doubts_of({**plain, "n_competing_before": None}, candidate) == (Doubt.ELEMENTS_ONLY,)
 
 
 METHOD = Method(code="m", functional="f")
@@ -157,7 +164,8 @@ def crystal(name: str, formula: str, e_form: float = -1.0, above: float | None =
 
 
 def hits(*pairs: tuple[EvaluationRecord, dict[str, Any]]) -> list[str]:
-    return hits_among([record for record, _ in pairs], {row["id"]: row for _, row in pairs})
+    competing = {record.candidate_id: row["n_competing"] or 0 for record, row in pairs}
+    return hits_among([record for record, _ in pairs], {row["id"]: row for _, row in pairs}, competing)
 
 
 def test_a_composition_counts_once_by_its_lowest() -> None:
