@@ -41,9 +41,9 @@ class StructuralSettings:
 
     Parents with more than `max_atoms` atoms and children with fewer than `min_elements` or more than `max_elements` are left out:
     an element is its own reference, and ensembles have seen little beyond five.  Children consist of `elements` (atomic numbers)
-    alone, where they are given; parents need not.  With `charge_balanced` no child is made whose charges cannot cancel although its
-    parent's can; without, its lineage says so.  `sharpness` is the power of the probability a substitution is drawn with: 0 draws
-    evenly, large values go strictly by probability.
+    alone, where they are given; parents need not.  With `charge_balanced` no child is made of a parent with oxidation states whose charges
+    cannot cancel in any known states; without, its lineage says so.  `sharpness` is the power of the probability a substitution is drawn
+    with: 0 draws evenly, large values go strictly by probability.
     """
 
     max_atoms: int = 40
@@ -243,7 +243,7 @@ class _Parent:
         """Measure the parent once; its random stream depends on the seed and on nothing but itself."""
         self.crystal = crystal
         self.states = guess_oxidation_states(crystal.composition)
-        self._is_neutral = can_be_neutral(crystal.composition)
+        self._is_ionic = len(crystal.composition) > 1 and any(self.states.values())  # by likely states: CuAu is no salt
         self.rng = np.random.default_rng([seed, int(crystal.id, 16)])
         self._settings = settings
         self._volumes = volumes
@@ -264,7 +264,7 @@ class _Parent:
         present = set(numbers.tolist())
         if self._settings.elements is not None and not present <= self._settings.elements:
             return None
-        if self._is_neutral and not can_be_neutral(Counter(numbers.tolist())):
+        if self._is_ionic and not can_be_neutral(Counter(numbers.tolist())):
             if self._settings.charge_balanced:
                 return None
             parameters = {**parameters, "charge_balanced": False}
