@@ -103,8 +103,8 @@ def hits_among(
 ) -> list[str]:
     """Ids of the crystals that a round looks for, one a composition: the hits.
 
-    A hit converged to a structurally new crystal that competed with at least one compound before the round (its finds do not support each
-    other) and lies within 1 meV/atom of the hull as it stands, which holds the round's finds.  `crystals` are rows of the crystals that the
+    A hit converged to a structurally new crystal and lies within 1 meV/atom of the hull as it stands, which holds the round's finds.  It
+    competed with at least one compound before the round: finds do not support each other.  `crystals` are rows of the crystals that the
     evaluations led to, by id; `n_competing` compounds known before the round, by candidate.
     """
     best: dict[str, tuple[float, str]] = {}
