@@ -88,8 +88,9 @@ def test_a_bomb_is_left_before_it_fills_anything(tmp_path: Path, monkeypatch: py
         ("a.tar.gz", gzip.compress(b"x", mtime=0), "unknown_format"),
         ("a.gz", gzip.compress(b"x", mtime=0), "unknown_format"),
         (".gz", gzip.compress(b"x", mtime=0), "unknown_format"),
-        ("a.cif.gz.gz", gzip.compress(gzip.compress(b"x"), mtime=0), "unknown_format"),
+        ("a.cif.gz.gz", gzip.compress(gzip.compress(b"x", mtime=0), mtime=0), "unknown_format"),
     ],
+    ids=["not packed", "cut short", "garbled", "empty inside", "empty", "tar", "no format inside", "no name", "packed twice"],
 )
 def test_what_cannot_be_unpacked_is_one_clear_line(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     path = tmp_path / name
