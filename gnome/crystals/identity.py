@@ -12,7 +12,6 @@ import itertools
 import logging
 import math
 import warnings
-from collections.abc import Mapping
 
 import moyopy
 import numpy as np
@@ -76,15 +75,6 @@ def same_crystal(first: Crystal, second: Crystal) -> bool:
         return False
     length = math.sqrt(first.volume_per_atom ** (1 / 3) * second.volume_per_atom ** (1 / 3))
     return bool(distances[1] * length <= MAX_DISPLACEMENT)
-
-
-def find_duplicate(crystal: Crystal, others: Mapping[str, Crystal]) -> str | None:
-    """Find the first of `others` that is the same crystal; returns its key."""
-    keys = keys_to_search(crystal)
-    for name, other in others.items():
-        if other.reduced_formula == crystal.reduced_formula and fingerprint(other) in keys and same_crystal(crystal, other):
-            return name
-    return None
 
 
 def primitive_structure(crystal: Crystal) -> Structure:

@@ -10,7 +10,6 @@ from pymatgen.core import Lattice, Structure
 from gnome.crystals.convert import from_structure, to_structure
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.identity import (
-    find_duplicate,
     fingerprint,
     keys_to_search,
     primitive_crystal,
@@ -78,7 +77,6 @@ def test_other_descriptions_of_a_crystal_are_the_same(crystal: Crystal, change: 
     assert same_crystal(crystal, other)
     assert same_crystal(other, crystal)
     assert fingerprint(other) in keys_to_search(crystal)
-    assert find_duplicate(other, {"unrelated": CRYSTALS[0].scaled(0.5), "itself": crystal}) == "itself"
 
 
 @pytest.mark.parametrize("crystal", CRYSTALS, ids=lambda crystal: crystal.reduced_formula)
@@ -111,10 +109,6 @@ def test_polymorphs_and_exchanged_elements_differ() -> None:
 
 def test_another_volume_is_another_crystal() -> None:
     assert not same_crystal(CRYSTALS[2], CRYSTALS[2].scaled(1.1))
-
-
-def test_nothing_alike_is_no_duplicate() -> None:
-    assert find_duplicate(CRYSTALS[0], {"a": CRYSTALS[1], "b": CRYSTALS[2]}) is None
 
 
 def test_space_groups_and_labels_do_not_depend_on_the_cell(caplog: pytest.LogCaptureFixture) -> None:
