@@ -147,6 +147,9 @@ STRUCTURE_TYPES: dict[str, StructureType] = {
     "B-Nb2O5": StructureType(
         "C2/c", _MONOCLINIC, ((0.141, 0.244, 0.247), (0, 0.109, _Q), (0.295, 0.377, 0.419), (0.105, 0.425, 0.002)), beta=105.0
     ),
+    "o-P2O5": StructureType(  # positions fitted to the published bond lengths, 1.58 and 1.445 angstrom
+        "Fdd2", _ORTHORHOMBIC, ((0.6733, 0.8771, 0.2846), (0, 0, 0), (0.1031, 0.7358, 0.7804), (0.9432, 0.2424, 0.3515))
+    ),
     "Ba(NO3)2": StructureType("Pa-3", _CUBIC, ((0, 0, 0), (0.351, 0.351, 0.351), (0.287, 0.286, 0.477))),
 }  # fmt: skip
 
@@ -172,6 +175,7 @@ _SPLIT_SITES = {
     "Na2O2": (0, 0, 1, 1),
     "Li2O2": (0, 0, 1),
     "B-Nb2O5": (0, 1, 1, 1),
+    "o-P2O5": (0, 1, 1, 1),
 } | dict.fromkeys(("dhcp", "alpha-Mn", "alpha-S"), (0, 0, 0, 0))
 """Types in which one element fills several positions: which element of the formula goes where."""
 
