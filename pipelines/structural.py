@@ -23,7 +23,7 @@ from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.validity import DEFAULT_GATE, GateSettings, heights, is_valid
 from pipelines.candidate import Candidate, Lineage
 from pipelines.contacts import CONTACT_REACH, shortest_contacts, smallest_length_factor
-from pipelines.oxidation import can_be_neutral, guess_oxidation_states
+from pipelines.oxidation import OXYGEN_BOND, can_be_neutral, guess_oxidation_states, is_salt
 from pipelines.substitution import Substitution, SubstitutionSettings, likely_substitutions, load_table
 from pipelines.symmetry import DEFAULT_SYMMETRY, MAX_SITES, GroupingLimits, SiteGroupings, SymmetrySettings, site_symmetry
 from pipelines.volumes import estimated_volume, fit_atomic_volumes
@@ -41,9 +41,9 @@ class StructuralSettings:
 
     Parents with more than `max_atoms` atoms and children with fewer than `min_elements` or more than `max_elements` are left out:
     an element is its own reference, and ensembles have seen little beyond five.  Children consist of `elements` (atomic numbers)
-    alone, where they are given; parents need not.  With `charge_balanced` no child is made of a parent with oxidation states whose charges
-    cannot cancel in any known states; without, its lineage says so.  `sharpness` is the power of the probability a substitution is drawn
-    with: 0 draws evenly, large values go strictly by probability.
+    alone, where they are given; parents need not.  With `charge_balanced` there is no child of a parent with oxidation states, and no
+    oxide or halide, whose charges cannot cancel in any known states; without, its lineage says so.  `sharpness` is the power of the
+    probability a substitution is drawn with: 0 draws evenly, large values go strictly by probability.
     """
 
     max_atoms: int = 40
@@ -264,13 +264,13 @@ class _Parent:
         present = set(numbers.tolist())
         if self._settings.elements is not None and not present <= self._settings.elements:
             return None
-        if self._is_ionic and not can_be_neutral(Counter(numbers.tolist())):
-            if self._settings.charge_balanced:
-                return None
-            parameters = {**parameters, "charge_balanced": False}
         factor = round(float(self._volumes[numbers].sum()) / self._estimate, 6)
         gate = self._settings.gate
         length = factor ** (1 / 3)
+        if not self._charges_cancel(numbers, length):
+            if self._settings.charge_balanced:
+                return None
+            parameters = {**parameters, "charge_balanced": False}
         fits = (
             self._settings.min_elements <= len(present) <= self._settings.max_elements
             and gate.min_volume_per_atom <= self.crystal.volume_per_atom * factor <= gate.max_volume_per_atom
@@ -285,6 +285,15 @@ class _Parent:
         )
         crystal = Crystal(self.crystal.lattice * length, numbers, self.crystal.frac_coords)
         return _Child(candidate=Candidate(crystal=crystal, lineage=lineage), likeness=self._likeness(numbers))
+
+    def _charges_cancel(self, numbers: NDArray[np.int64], length: float) -> bool:
+        """Whether a child's charges can cancel, where they have to: in the children of ionic parents, and in all salts."""
+        composition = Counter(numbers.tolist())
+        if not (self._is_ionic or is_salt(composition)):
+            return True
+        oxygen = numbers == SYMBOLS.index("O")
+        pairs = bool(oxygen.any()) and float(self._contacts[np.ix_(oxygen, oxygen)].min()) * length < OXYGEN_BOND
+        return can_be_neutral(composition, oxygen_pairs=pairs)
 
     def _likeness(self, numbers: NDArray[np.int64]) -> Hashable:
         """Composition, and the mean nearest distance of every pair of elements in units of the atom spacing.

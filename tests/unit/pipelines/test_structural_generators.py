@@ -13,7 +13,7 @@ from gnome.crystals.validity import is_valid
 from gnome.shipped import shipped_data
 from pipelines.contacts import shortest_contacts, smallest_length_factor
 from pipelines.contract import validate_generator
-from pipelines.oxidation import can_be_neutral
+from pipelines.oxidation import OXYGEN_BOND, can_be_neutral, is_salt
 from pipelines.screening import Prediction
 from pipelines.selection import select
 from pipelines.structural import IonicSubstitution, PartialSubstitution, StructuralSettings, Taken
@@ -21,6 +21,7 @@ from pipelines.substitution import SubstitutionSettings
 from pipelines.symmetry import GroupingLimits, SiteGroupings, site_symmetry
 from pipelines.volumes import fit_atomic_volumes, radii_volumes
 
+SEEDS = read_shard(shipped_data() / "seeds.parquet")[0]
 GENERATORS = [IonicSubstitution(), PartialSubstitution()]
 
 
@@ -317,10 +318,32 @@ class TestChargeBalance:
             assert candidate.lineage.parameters.get("charge_balanced", True) is balanced
         assert {c.crystal.reduced_formula for c in strict.values()} <= {c.crystal.reduced_formula for c in free.values()}
 
+    @pytest.mark.parametrize(
+        "formula", ["KO2", "Na2O2", "KClO3", "SrFeO3", "TaO", "UO", "B6O", "K2MnO4", "CaO2", "TiO2", "NaCl", "Ca3SnO"]
+    )
+    def test_no_seed_has_an_oxide_or_halide_for_a_child_whose_charges_cannot_cancel(self, generator, formula):
+        parents = [seed for seed in SEEDS if seed.reduced_formula == formula]
+        assert parents
+        for parent in parents:
+            for candidate in self.children(generator, parent).values():
+                crystal = candidate.crystal
+                oxygen = np.flatnonzero(crystal.atomic_numbers == 8)
+                pairs = oxygen.size and shortest_contacts(crystal)[np.ix_(oxygen, oxygen)].min() < OXYGEN_BOND
+                assert not is_salt(crystal.composition) or can_be_neutral(crystal.composition, oxygen_pairs=bool(pairs)), (
+                    crystal.reduced_formula
+                )
+
+    def test_peroxides_have_peroxides_for_children(self, generator):
+        (peroxide,) = [seed for seed in SEEDS if seed.reduced_formula == "Na2O2"]
+        children = {c.crystal.reduced_formula for c in self.children(generator, peroxide).values()}
+        assert {"K2O2", "Li2O2"} <= children
+        assert not {"NaF2", "KF2", "TaF"} & children
+
     def test_intermetallics_are_free(self, generator):
         assert not can_be_neutral(ALLOY.composition)
         strict, free = self.children(generator, ALLOY), self.children(generator, ALLOY, charge_balanced=False)
         assert len(strict) > 10
-        assert {c.id for c in strict.values()} == {c.id for c in free.values()}
+        others = [c for identifier, c in free.items() if identifier not in strict]
+        assert all(is_salt(c.crystal.composition) for c in others), "an oxide is no intermetallic whatever it was made from"
         assert not all(can_be_neutral(c.crystal.composition) for c in strict.values())
-        assert not any("charge_balanced" in c.lineage.parameters for c in free.values())
+        assert [c for c in free.values() if "charge_balanced" in c.lineage.parameters] == others
