@@ -3,7 +3,8 @@
     python data/make_seeds.py [--work build/seeds]
 
 Every relaxation is appended to `relaxed.jsonl` in the work folder as soon as it ends, so an interrupted run goes on where it stopped,
-and a finished one only rebuilds the output files.  The same versions give the same files.
+and a finished one only rebuilds the output files.  Another processor gives the same crystals up to the convergence of the relaxations;
+what the shipped file was made from is in data/README.md.
 """
 
 import argparse
@@ -42,7 +43,6 @@ from pipelines.contacts import shortest_contacts
 HERE = Path(__file__).parent
 SETTINGS = RelaxSettings(max_steps=500)
 MAX_LIBRARY_ATOMS = 20
-MAX_TEMPLATE_ATOMS = 36
 MAX_ISOTYPE_ATOMS = 11
 STRUCTURES_TRIED = 2
 PACKINGS_TRIED = 24
@@ -86,9 +86,8 @@ def main() -> None:
     warnings.simplefilter("ignore")  # pymatgen's remarks on its own library
     relaxer = Relaxer(arguments.work / "relaxed.jsonl")
     elements = list(element_jobs())
-    found = [*elements, *shaken_jobs(elements), *library_jobs(), *textbook_jobs(), *cod_jobs()]
-    jobs = [job for job in found if job.crystal.n_atoms <= MAX_LIBRARY_ATOMS or job.source.startswith(("element", "textbook"))]
-    jobs += known_jobs(found)
+    jobs = [*elements, *shaken_jobs(elements), *library_jobs(), *textbook_jobs(), *cod_jobs()]
+    jobs += known_jobs(jobs)
     relaxer.relax_all(jobs, arguments.processes)
     from assemble_seeds import write_seeds, write_validation  # noqa: PLC0415  # not needed while relaxing
 
@@ -176,10 +175,10 @@ def _relaxation(record: dict[str, object]) -> Relaxation:
 
 
 def library_jobs() -> Iterator[Job]:
-    """Yield the real structures that pymatgen's prototype library carries, those of more than 20 atoms as templates alone."""
+    """Yield the real structures that pymatgen's prototype library carries, those of at most 20 atoms."""
     for entry in AFLOW_PROTOTYPE_LIBRARY:
         structure, tags = entry["snl"].structure, entry["tags"]
-        if len(structure) <= MAX_TEMPLATE_ATOMS and structure.is_ordered:
+        if len(structure) <= MAX_LIBRARY_ATOMS and structure.is_ordered:
             mineral = f" ({tags['mineral']})" if tags.get("mineral") else ""
             yield Job(
                 from_structure(structure), f"prototype library: {structure.composition.reduced_formula} {tags['aflow']}{mineral}"
@@ -189,7 +188,7 @@ def library_jobs() -> Iterator[Job]:
 def cod_jobs() -> Iterator[Job]:
     """Yield the crystals of the Crystallography Open Database that Debian's libavogadro-data carries.
 
-    Zeolites are left out; those of more than 20 atoms are templates alone.
+    Zeolites are left out, and what has more than 20 atoms.
     """
     if not COD_FOLDER.is_dir():
         raise SystemExit(f"{COD_FOLDER} is not there: apt-get install libavogadro-data")
@@ -197,7 +196,7 @@ def cod_jobs() -> Iterator[Job]:
         for item in read_crystals(path):
             if isinstance(item, ReadCrystal) and set(item.crystal.composition) <= CHGNetPotential.elements:
                 crystal = primitive_crystal(item.crystal)
-                if crystal.n_atoms <= MAX_TEMPLATE_ATOMS:
+                if crystal.n_atoms <= MAX_LIBRARY_ATOMS:
                     yield Job(crystal, f"COD, from libavogadro-data: {crystal.reduced_formula} {path.stem}")
 
 
@@ -206,13 +205,13 @@ def known_jobs(jobs: Sequence[Job]) -> Iterator[Job]:
     have = {job.crystal.reduced_formula for job in jobs}
     named = [formula for row in _rows("known_compounds.csv") for formula in row["formulas"].split()]
     wanted = [formula for formula in dict.fromkeys(named) if reduced_formula(parse_formula(formula)) not in have]
-    templates = [(job.crystal, job.source) for job in jobs if job.crystal.n_atoms <= MAX_TEMPLATE_ATOMS]
+    templates = [(job.crystal, job.source) for job in jobs if job.crystal.n_atoms <= MAX_ISOTYPE_ATOMS]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ensemble = StructuralEnsemble.load(HERE / "ensembles" / "structural.safetensors", device)
     ensemble = replace(ensemble, members=ensemble.members[:2])  # to choose what is tried, two say enough
     for formula, found in isotypes(wanted, templates, ensemble, most=STRUCTURES_TRIED).items():
         report(f"{formula}: {len(found)} structures to try")
-        for crystal, template in (one for one in found if one[0].n_atoms <= MAX_ISOTYPE_ATOMS):
+        for crystal, template in found:
             yield Job(crystal, f"known compound: {formula} as {template}")
 
 

@@ -125,8 +125,11 @@ def hits_of_round(store: Store, number: int, method: str) -> list[str]:
     evaluations = store.evaluations_of_round(number)
     found = store.crystals_by_id({record.crystal_id for record in evaluations if record.crystal_id}, method)
     rows = {identifier: stored[0].row for identifier, stored in found.items()}
-    competing = {record.candidate_id: record.n_competing or 0 for record in store.predictions_of_round(number)}
-    return hits_among(evaluations, rows, competing)
+    competing = {record.candidate_id: record.n_competing for record in store.predictions_of_round(number)}
+    for record in evaluations:  # a round that an older program began did not keep what competed before it
+        if competing.get(record.candidate_id) is None and record.crystal_id in rows:
+            competing[record.candidate_id] = rows[record.crystal_id][Quantity.N_COMPETING]
+    return hits_among(evaluations, rows, {identifier: n or 0 for identifier, n in competing.items()})
 
 
 def update_hull(store: Store, method: str, *, changed: Sequence[Crystal] | None = None) -> ConvexHull:

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from flows.cli import app, make_console, print_json
 from flows.settings import AUTOMATIC, SCREENED_PER_EVALUATION, CampaignSettings, RoundSettings, Settings, parse_elements
+from flows.words import plural
 from gnome.errors import InvalidInput
 
 campaign_app = typer.Typer(help="Run several rounds with learning in between, at once or on a schedule.", no_args_is_help=True)
@@ -176,15 +177,16 @@ def campaign_abandon() -> None:
 
     gnome campaign abandon
     """
+    from flows.progress import Bars  # noqa: PLC0415
     from flows.stages import abandon_round  # noqa: PLC0415
     from flows.workspace import open_workspace  # noqa: PLC0415
 
     settings = Settings()
     _require_database(settings)
-    with open_workspace(settings, resume=True) as workspace:
+    with open_workspace(settings, listener=Bars(make_console(stderr=True)), resume=True) as workspace:
         record = abandon_round(workspace)
-    n = (record.summary or {}).get("n_novel", 0)
-    make_console().print(f"Round {record.number} is given up; {n} new crystals of it are kept.")
+    n = (record.summary or {}).get("n_kept", 0)
+    make_console().print(f"Round {record.number} is given up; {plural(n, 'new crystal')} of it {'is' if n == 1 else 'are'} kept.")
 
 
 def _campaign(

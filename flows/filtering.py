@@ -1,11 +1,12 @@
 """The filter's stages: predictions carried over to the hull's method, two quick looks, the full filter, and what the budget goes to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
+from dft_stub.evaluator import Failure
 from flows.device import device_of
 from flows.learning import MAX_CALIBRATION, spread_evenly, unrelaxed_examples
 from flows.records import candidate_from, prediction_from, prediction_record
@@ -19,11 +20,14 @@ from pipelines.candidate import Candidate
 from pipelines.cascade import FIRST_LOOK, SECOND_LOOK, Look, go_on, looking
 from pipelines.screening import Prediction, ScreeningSettings, fit_offset, screen
 from pipelines.selection import Acquisition, GreedyAcquisition, SelectionSettings, StabilityAcquisition, select, standing_of
-from pipelines.standing import LOOK_THRESHOLD, FormulaJudge, ask_at_once
+from pipelines.standing import LOOK_THRESHOLD, Doubt, FormulaJudge, ask_at_once
 
 LOOK_SHARD: Final = 1000
 LOOK_AGAIN_SHARD: Final = 200
 SCREEN_SHARD: Final = 100
+FAILURES_OF_CRYSTALS: Final = (Failure.REFUSED, Failure.UNSUPPORTED_ELEMENT, Failure.NOT_CONVERGED, Failure.IMPLAUSIBLE)
+"""Failures that the same crystal would meet again; the others may be the machine's doing."""
+
 PIECE: Final = {"cpu": 50, "cuda": LOOK_SHARD}
 """Candidates between two steps of the progress; a GPU needs many at once."""
 
@@ -32,11 +36,11 @@ def calibrate(workspace: Workspace, number: int, _shard: int) -> Result:
     """Fit the offset from the model's method to the hull's on the crystals known before the round."""
     method = round_method(workspace, number)
     model = round_model(workspace, number)
-    if model.method == method:
+    if model.method == method or not workspace.store.candidate_ids_of_round(number):
         return {"offset": None, "note": ""}
-    known = list(workspace.store.crystals_of(method, before_round=number))
+    everything = list(workspace.store.crystals_of(method, before_round=number))
     settings = round_settings(workspace, number)
-    known = [stored for stored in known if stored.crystal.n_atoms <= settings.max_atoms]
+    known = [stored for stored in everything if stored.crystal.n_atoms <= settings.max_atoms] or everything
     fitted = spread_evenly(known, MAX_CALIBRATION)
     before = (row for row in workspace.store.training_rows(method) if row.round is None or row.round < number)
     with workspace.listener.stage("calibrating the ensemble", 1, "fit") as count:
@@ -86,12 +90,17 @@ def _take_look(workspace: Workspace, number: int, ids: Sequence[str], piece: sli
         (
             round(p.decomposition_energy, 6),
             p.candidate_id,
-            bool(standing_of(p, by_id[p.candidate_id]).doubts(LOOK_THRESHOLD)),
+            bool(_doubts_at_a_look(p, by_id[p.candidate_id])),
             by_id[p.candidate_id].crystal.reduced_formula,
         )
         for p in predictions
     )
     return {"ranked": ranked, "refused": refusals}
+
+
+def _doubts_at_a_look(prediction: Prediction, candidate: Candidate) -> tuple[Doubt, ...]:
+    """What speaks against a candidate as far as few networks can tell; the spread of so few says nothing of how probably it is stable."""
+    return standing_of(replace(prediction, p_stable=None), candidate).doubts(LOOK_THRESHOLD)
 
 
 def looked_again(workspace: Workspace, number: int) -> list[str]:
@@ -146,10 +155,12 @@ def _screen(
     settings: ScreeningSettings,
     judge: FormulaJudge | None,
 ) -> tuple[list[Prediction], dict[str, int]]:
-    hull = workspace.hull(round_method(workspace, number), before_round=number)
-    offset = offset_of(workspace, number)
     predictions: list[Prediction] = []
     refusals: dict[str, int] = {}
+    if not candidates:
+        return predictions, refusals
+    hull = workspace.hull(round_method(workspace, number), before_round=number)
+    offset = offset_of(workspace, number)
     if judge is not None:
         judge = ask_at_once(judge, [candidate.crystal.composition for candidate in candidates])
     with workspace.listener.stage(part.name, len(candidates), "candidates", before=part.before, whole=part.whole) as count:
@@ -176,6 +187,10 @@ def select_shard(workspace: Workspace, number: int, _shard: int) -> Result:
         [candidate_from(record) for record in candidates.values()],
         settings.budget,
         SelectionSettings(acquisition=acquisition),
+        failed=[
+            record.crystal
+            for record in workspace.store.failed_candidates(method, before_round=number, reasons=FAILURES_OF_CRYSTALS)
+        ],
     )
     return {
         "chosen": [one.candidate.id for one in chosen],

@@ -9,9 +9,6 @@ from gnome.database.store import Store
 from gnome.quantities import NEAR_HULL_TOLERANCE, Quantity
 from pipelines.standing import Doubt, Standing
 
-P_STABLE_THRESHOLD = 0.5
-"""Below this probability the structural ensemble holds a crystal to be unstable."""
-
 GROUPS = ("hit", "near the hull", "doubtful", "other")
 """Of finds, in the order in which they are shown: on the hull and supported; within 50 meV/atom; in doubt; further above."""
 
@@ -49,11 +46,10 @@ def doubts_of(row: Mapping[str, Any], candidate: CandidateRecord | None) -> tupl
     standing = Standing(
         n_competing=row["n_competing_before"] or 0,
         formula_check=row[Quantity.FORMULA_CHECK],
+        p_stable=row[Quantity.P_STABLE],
         charge_balanced=bool(parameters.get("charge_balanced", True)),
     )
-    p_stable = row[Quantity.P_STABLE]
-    unexpected = p_stable is not None and p_stable < P_STABLE_THRESHOLD
-    return (*standing.doubts(), *((Doubt.ENSEMBLE,) if unexpected else ()))
+    return standing.doubts()
 
 
 def _group(row: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The stages that propose: known crystals and formulas in, candidates out."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -16,9 +17,10 @@ from gnome.stability.hull import ConvexHull
 from pipelines.buildcell import BuildcellStructures, find_buildcell
 from pipelines.candidate import Candidate
 from pipelines.compositional import CompositionalPipeline, CompositionalSettings
+from pipelines.compositions import FormulaSettings
 from pipelines.formula_screening import fit_formula_offset
 from pipelines.pyxtal_structures import PyXtalStructures
-from pipelines.random_structures import RandomStructures
+from pipelines.random_structures import RandomStructures, RandomStructureSettings
 from pipelines.structural import IonicSubstitution, PartialSubstitution, StructuralSettings, Taken
 
 SCARCE_RADIOACTIVE = frozenset({43, 61, 84, 85, 86, 87, 88, 89, 91, *range(93, 104)})
@@ -75,11 +77,15 @@ def propose_compositional(
     """Propose random structures of the formulas that the compositional ensemble puts nearest to the hull."""
     began_with = workspace.store.round(number).settings.get("formula_model")
     model = workspace.formula_model(None if began_with is None else str(began_with))
-    structures = random_structures(workspace.settings.workers)
+    structures = random_structures(workspace.settings.workers, RandomStructureSettings(max_atoms=settings.max_atoms))
+    formulas = FormulaSettings()
+    search = CompositionalSettings(
+        n_formulas=settings.n_formulas,
+        n_structures=settings.structures_per_formula,
+        formulas=replace(formulas, max_atoms=min(formulas.max_atoms, settings.max_atoms)),
+    )
     try:
-        pipeline = CompositionalPipeline(
-            structures, CompositionalSettings(n_formulas=settings.n_formulas, n_structures=settings.structures_per_formula)
-        )
+        pipeline = CompositionalPipeline(structures, search)
         offset = None
         if model.method != hull.method:
             lowest = {}
@@ -114,10 +120,10 @@ def propose_compositional(
         structures.close()
 
 
-def random_structures(workers: int) -> RandomStructures:
+def random_structures(workers: int, settings: RandomStructureSettings) -> RandomStructures:
     """AIRSS's buildcell where it is installed, else PyXtal in so many processes."""
     program = find_buildcell()
-    return PyXtalStructures(workers=workers) if program is None else BuildcellStructures(program)
+    return PyXtalStructures(settings, workers=workers) if program is None else BuildcellStructures(program, settings)
 
 
 def _store(workspace: Workspace, proposals: Iterator[Candidate], number: int, count: Counter) -> int:

@@ -9,18 +9,16 @@ from typing import Any, Final
 
 from rich.table import Table
 
+from flows.words import plural
 from gnome.database.records import Ancestor, RoundRecord
 from gnome.database.store import Store
 from gnome.quantities import Quantity
 
 HULL_NOTE = (
-    "'stable' is said against the phases in this database and under this method alone. The shipped seeds are common known crystals, "
-    "so many 'new' ones are known to everybody but the seeds; import what is known in their systems before you believe a discovery"
+    "Stable means: against the crystals of this method in this database. Many finds are known compounds that the shipped seeds lack; "
+    "import the known phases of a system before you believe a discovery in it."
 )
-FORMULA_NOTE = (
-    "the formula check remembers two thirds of the compositions that the Materials Project knows, so it knows a known compound when it "
-    "sees one, and says little of what is really new"
-)
+FORMULA_NOTE = "The formula check has learnt two thirds of the Materials Project's compositions: of those it is partly memory."
 
 
 def products(row: Mapping[str, Any]) -> str:
@@ -40,7 +38,7 @@ _TITLES: Final = {
 
 
 def find_tables(rows: Sequence[Mapping[str, Any]], *, width: int = _WIDE, most: int = 25) -> Iterator[Table]:
-    """Yield a table for each group of finds that there is; those far above the hull are counted only."""
+    """Yield a table for each group of finds that there is; the headline counts those far above the hull."""
     for group, title in _TITLES.items():
         of_group = [row for row in rows if row["group"] == group]
         if of_group:
@@ -108,35 +106,43 @@ def headline(record: RoundRecord, rows: Sequence[Mapping[str, Any]], *, n_known:
     `n_known`: crystals under the round's method before it.
     """
     summary = record.summary or {}
+    found = {row[Quantity.REDUCED_FORMULA] for row in rows}
+    expected = [(formula, p) for formula, p in record.settings.get("expected") or () if formula not in found]
+    hint = [expected_line(record.settings.get("elements", ()), expected)] if expected else []
     if summary.get("emptied_by"):
-        return [f"Round {record.number} evaluated nothing. {summary['emptied_by']}."]
+        return [f"Round {record.number} evaluated nothing. {summary['emptied_by']}.", *hint]
     n, hits = summary.get("n_evaluated", 0), [row for row in rows if row["is_hit"]]
     rate = "no evaluation" if summary.get("hit_rate") is None else f"{summary['hit_rate']:.0%}"
     doubtful = sum(bool(row["doubts"]) for row in hits)
     known = sum(bool(row["known_in"]) for row in hits)
     alone = sum(not row[Quantity.SUPPORTED.value] for row in rows)
-    lines = [
-        (
-            f"Round {record.number}: {len(hits)} hits in {n} evaluations ({rate}): new compositions on the hull, judged by "
-            f"{record.settings.get('method')} against the {n_known} crystals of this database and the round's own finds."
-        ),
-        f"Mind: {HULL_NOTE}.",
-    ]
+    far = sum(row["group"] == "other" for row in rows)
     remarks = [
-        (doubtful, f"{doubtful} of the hits are doubtful and shown last"),
-        (known, f"{known} have a composition that this database knows under another method"),
-        (alone, f"{alone} more finds compete with the elements alone; they are not called stable" if alone else ""),
+        (doubtful, f"Doubtful, and shown last: {plural(doubtful, 'hit')}."),
+        (known, f"With a composition that this database knows under another method: {plural(known, 'hit')}."),
+        (alone, f"Not called stable, because they compete with the elements alone: {plural(alone, 'find')}."),
+        (far, f"More than 50 meV/atom above the hull, and not shown: {plural(far, 'find')}."),
     ]
-    said = [words for count, words in remarks if count]
-    expected = summary.get("expected") or []
-    if expected:
-        first = ", ".join(f"{formula} ({p:.2f})" for formula, p in expected[:8])
-        system = "-".join(sorted(record.settings.get("elements", ())))
-        lines.append(
-            f"{len(expected)} compounds of {system} that this database lacks are expected to be stable by their formulas alone: {first}"
-            f"{' ...' if len(expected) > 8 else ''}. Many will be known: import what is known there first, with `gnome import`."
-        )
-    return [*lines, *([f"{'; '.join(said)}."] if said else [])]
+    return [
+        (
+            f"Round {record.number}: {plural(len(hits), 'hit')} in {plural(n, 'evaluation')} ({rate}): new compositions on the hull, "
+            f"judged by {record.settings.get('method')} against the {plural(n_known, 'crystal')} here and the round's own finds."
+        ),
+        HULL_NOTE,
+        *hint,
+        *(words for count, words in remarks if count),
+    ]
+
+
+def expected_line(symbols: Iterable[str], expected: Sequence[tuple[str, float]], *, shown: int = 8) -> str:
+    """Say which compounds a system is expected to have beside those that are known, and what follows from that."""
+    first = ", ".join(f"{formula} ({p:.2f})" for formula, p in expected[:shown])
+    number = plural(len(expected), "compound")
+    return (
+        f"{number} of {'-'.join(sorted(symbols))} that this database lacks {'is' if len(expected) == 1 else 'are'} expected to be stable "
+        f"by formula alone: {first}{' ...' if len(expected) > shown else ''}. Many will be known: import what is known there first, with "
+        "`gnome import`."
+    )
 
 
 def round_lines(record: RoundRecord) -> list[str]:
@@ -164,7 +170,7 @@ def round_lines(record: RoundRecord) -> list[str]:
         lines.append(f"The filter was off by {summary['prediction_mae']:.3f} eV/atom on average for what was evaluated.")
     if summary["offset_note"]:
         lines.append(f"Filter: {summary['offset_note']}.")
-    return [*lines, f"Formula p: {FORMULA_NOTE}."]
+    return [*lines, FORMULA_NOTE]
 
 
 def campaign_rows(store: Store) -> list[dict[str, Any]]:
@@ -189,6 +195,7 @@ def campaign_rows(store: Store) -> list[dict[str, Any]]:
                 "n_candidates": summary.get("n_candidates"),
                 "n_evaluated": summary.get("n_evaluated"),
                 "n_hits": summary.get("n_hits"),
+                "hits_alone": "n_hits" in summary and "hits" not in summary,  # counted before hits had to compete with a compound
                 "hit_rate": summary.get("hit_rate"),
                 "model": record.settings.get("model"),
                 "error_evaluated": summary.get("prediction_mae"),
@@ -204,7 +211,10 @@ def campaign_rows(store: Store) -> list[dict[str, Any]]:
 
 def campaign_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """Hit rate and model error by round."""
+    rows = list(rows)
     note = "errors in eV/atom: of the filter on what the round evaluated, and of its model on the fixed validation set"
+    if any(row["hits_alone"] for row in rows):
+        note += "; * counted by an older version, hits against the elements alone included"
     table = Table(
         title="Rounds", caption=note, title_justify="left", caption_justify="left", header_style="bold", box=None, pad_edge=False
     )
@@ -230,7 +240,7 @@ def campaign_table(rows: Iterable[Mapping[str, Any]]) -> Table:
             row["state"],
             str(row["n_candidates"] or ""),
             str(row["n_evaluated"] or ""),
-            "" if row["n_hits"] is None else str(row["n_hits"]),
+            "" if row["n_hits"] is None else f"{row['n_hits']}{'*' if row['hits_alone'] else ''}",
             "" if row["hit_rate"] is None else f"{row['hit_rate']:.0%}",
             str(row["model"] or ""),
             _number(row["error_evaluated"]),

@@ -30,7 +30,8 @@ from flows.filtering import (
 )
 from flows.learning import load_validation, retrain
 from flows.proposing import allowed_elements, propose_compositional, propose_structural
-from flows.rounds import Result, chosen, formula_judge, load_candidates, n_pieces, round_method, round_model, round_settings
+from flows.reports import expected_line
+from flows.rounds import Result, chosen, load_candidates, n_pieces, round_method, round_model, round_settings
 from flows.seeding import add_seeds
 from flows.settings import AUTOMATIC, RoundSettings
 from flows.workspace import Workspace
@@ -76,6 +77,9 @@ def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign: Mapp
     kept: dict[str, Any] = {"method": method.label, "model": model.model_id, "campaign": dict(campaign or {})}
     if settings.formula_check or "compositional" in settings.pipelines:
         kept["formula_model"] = workspace.formula_model().model_id
+        kept["expected"] = _expected(workspace, settings)
+        if kept["expected"]:
+            workspace.listener.say(expected_line(settings.elements, kept["expected"]))
     return workspace.store.start_round({**settings.to_dict(), **kept}, settings.seed)
 
 
@@ -140,8 +144,10 @@ def abandon_round(workspace: Workspace) -> RoundRecord:
                 run_shard(workspace, number, "assess", 0)
             summary = summarize(workspace, number)
         except Exception as error:
+            what = "summed up" if workspace.ledger.state(number, "assess") == "done" else "assessed to the end"
             summary["not_assessed"] = f"{type(error).__name__}: {error}"
-            workspace.listener.say(f"What round {number} answered could not be assessed and adds no crystal: {error}")
+            workspace.listener.say(f"What round {number} answered could not be {what}: {error}")
+        summary["n_kept"] = count_crystals(workspace.store, f"_gnome_round = {number}")
         return workspace.store.finish_round(number, summary, failed=True)
 
 
@@ -170,7 +176,6 @@ def summarize(workspace: Workspace, number: int) -> Result:
         "hit_rate": len(hits) / len(evaluations) if evaluations else None,
         "prediction_mae": float(np.mean(errors)) if errors else None,
         "emptied_by": _emptied_by(workspace, number, len(evaluations), len(predicted)),
-        "expected": _expected(workspace, number),
         "failures": workspace.store.failures_of_round(number),
         "seconds": seconds,
         "cost_seconds": round(sum(record.cost_seconds for record in evaluations), 1),
@@ -232,13 +237,11 @@ def _retrain(workspace: Workspace, number: int, _shard: int) -> Result:
     return retrain(workspace, method, number, seed=round_settings(workspace, number).seed, precision=precision).to_dict()
 
 
-def _expected(workspace: Workspace, number: int) -> list[tuple[str, float]]:
-    """Compounds that the round's elements are expected to make and that were not known before it; none for a round of all elements."""
-    settings, judge = round_settings(workspace, number), formula_judge(workspace, number)
-    if judge is None or not settings.elements:
+def _expected(workspace: Workspace, settings: RoundSettings) -> list[tuple[str, float]]:
+    """Compounds that a round's elements are expected to make and this database lacks under any method; none for all elements."""
+    if not settings.elements:
         return []
-    known = workspace.store.known_formulas(round_method(workspace, number), before_round=number)
-    return expected_compounds(settings.elements, known, judge)
+    return expected_compounds(settings.elements, workspace.store.formulas(), workspace.formula_model())
 
 
 def _emptied_by(workspace: Workspace, number: int, n_evaluated: int, n_screened: int) -> str:
@@ -251,7 +254,7 @@ def _emptied_by(workspace: Workspace, number: int, n_evaluated: int, n_screened:
         within = f" within {', '.join(settings.elements)}" if settings.elements else ""
         return (
             f"propose: the generators ({settings.generator}) made no new composition{within} out of {n_known} known crystals; import more "
-            "of what is known there, allow more elements, or propose by --generator both"
+            f"of what is known there{'' if settings.generator == 'both' else ', propose by --generator both,'} or allow more elements"
         )
     for stage in ("look", "look_again", "screen"):
         results = [shard.result or {} for shard in workspace.ledger.shards(number, stage)]

@@ -7,12 +7,13 @@ are, so the most probably stable go first here unless the other is asked for.  W
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
+from gnome.crystals.crystal import Crystal
 from gnome.crystals.identity import same_crystal
 from gnome.quantities import NEAR_HULL_TOLERANCE
 from pipelines.candidate import Candidate
@@ -110,10 +111,13 @@ def select(
     candidates: Sequence[Candidate],
     budget: int,
     settings: SelectionSettings = DEFAULT_SELECTION,
+    *,
+    failed: Iterable[Crystal] = (),
 ) -> list[Selected]:
     """Choose at most `budget` candidates in the order of the acquisition, what is in doubt last: the first of each composition.
 
-    Where compositions are fewer than the budget, their next best structures fill it, but no crystal is chosen twice.  Ties go by
+    Where compositions are fewer than the budget, their next best structures fill it, but no crystal is chosen twice, nor one of those that
+    have `failed` before.  Ties go by
     decomposition energy and candidate id, so the choice does not depend on the order of the arguments.  Raises KeyError for a prediction
     whose candidate is not given.
     """
@@ -127,7 +131,9 @@ def select(
         return bool(doubts[prediction.candidate_id]), deferred, score, prediction.decomposition_energy, prediction.candidate_id
 
     chosen: list[Selected] = []
-    of_formula: dict[str, list[Candidate]] = {}
+    of_formula: dict[str, list[Crystal]] = {}
+    for crystal in failed:
+        of_formula.setdefault(crystal.reduced_formula, []).append(crystal)
     waiting = sorted(predictions, key=order)
     while waiting and len(chosen) < budget:
         taken: set[str] = set()
@@ -138,10 +144,10 @@ def select(
             if len(chosen) >= budget or formula in taken:
                 left.append(prediction)
                 continue
-            if any(same_crystal(candidate.crystal, other.crystal) for other in of_formula.get(formula, ())):
+            if any(same_crystal(candidate.crystal, other) for other in of_formula.get(formula, ())):
                 continue
             taken.add(formula)
-            of_formula.setdefault(formula, []).append(candidate)
+            of_formula.setdefault(formula, []).append(candidate.crystal)
             chosen.append(
                 Selected(
                     candidate=candidate,
@@ -160,5 +166,6 @@ def standing_of(prediction: Prediction, candidate: Candidate) -> Standing:
     return Standing(
         n_competing=prediction.n_competing,
         formula_check=prediction.formula_check,
+        p_stable=prediction.p_stable,
         charge_balanced=bool(candidate.lineage.parameters.get("charge_balanced", True)),
     )

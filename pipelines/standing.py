@@ -22,6 +22,9 @@ that lie more than 0.1 eV/atom above the others' hull; a lower one loses less an
 LOOK_THRESHOLD: Final = FORMULA_THRESHOLD / 2
 """The same for a look by few networks, which are less sure."""
 
+P_STABLE_THRESHOLD: Final = 0.5
+"""Below this probability the structural ensemble holds a crystal to be unstable."""
+
 
 class Doubt(StrEnum):
     """A reason not to believe that a crystal is stable; the value is what people read."""
@@ -50,11 +53,13 @@ class Standing:
     """What is known of a candidate beside its energy.
 
     `n_competing`: compounds of its system and subsystems near the hull; `formula_check`: probability that its formula is stable, by a
-    compositional ensemble; `charge_balanced` False where it was let through although its charges cannot cancel.
+    compositional ensemble; `p_stable`: that of the crystal, by the structural one; `charge_balanced` False where it was let through
+    although its charges cannot cancel.
     """
 
     n_competing: int
     formula_check: float | None = None
+    p_stable: float | None = None
     charge_balanced: bool = True
 
     @property
@@ -68,6 +73,7 @@ class Standing:
             (not self.is_supported, Doubt.ELEMENTS_ONLY),
             (self.formula_check is not None and self.formula_check < formula_threshold, Doubt.FORMULA),
             (not self.charge_balanced, Doubt.CHARGES),
+            (self.p_stable is not None and self.p_stable < P_STABLE_THRESHOLD, Doubt.ENSEMBLE),
         )
         return tuple(doubt for holds, doubt in against if holds)
 

@@ -11,6 +11,7 @@ from ase.build import bulk
 
 from flows.evaluating import answers
 from flows.importing import Imported, import_crystals
+from flows.progress import Silent
 from flows.settings import RoundSettings, Settings
 from flows.workspace import open_workspace
 from gnome.crystals.convert import from_atoms
@@ -18,6 +19,17 @@ from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal
 from gnome.crystals.shards import write_shard
 from gnome.crystals.writers import write_crystals
+
+
+class Listening(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
 
 FCC = {"Al": 4.05, "Ni": 3.52, "Cu": 3.61, "Pd": 3.89, "Ag": 4.09, "Pt": 3.92, "Au": 4.08}
 L1_2 = (

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Integer, Row, bindparam, cast, func, select, update
+from sqlalchemy import Row, bindparam, func, select, update
 
 from gnome.crystals.crystal import Crystal
 from gnome.database.connection import in_chunks, insert_new
@@ -111,9 +111,10 @@ class CandidateStore(CrystalStore):
             return list(connection.scalars(select(candidates.c.id).where(candidates.c.round == number).order_by(candidates.c.id)))
 
     def known_formulas(self, method: str, *, before_round: int | None = None) -> frozenset[str]:
-        """Reduced formulas that a crystal of the method has, that converged under it, or that failed `MAX_FAILED` times.
+        """Reduced formulas that a crystal of the method has, that an assessed answer had, or that failed `MAX_FAILED` times.
 
-        With `before_round` only what was there when that round began.
+        What converged in a round that was given up before it could be assessed is on no hull, so it may be proposed again.  With
+        `before_round` only what was there when that round began.
         """
         stored = select(crystals.c.reduced_formula).where(crystals.c.method == method)
         tried = (
@@ -121,13 +122,24 @@ class CandidateStore(CrystalStore):
             .join(evaluations, evaluations.c.candidate_id == candidates.c.id)
             .where(evaluations.c.method == method)
             .group_by(candidates.c.reduced_formula)
-            .having((func.sum(cast(evaluations.c.converged, Integer)) > 0) | (func.count() >= MAX_FAILED))
+            .having((func.count(evaluations.c.crystal_id) > 0) | (func.count(evaluations.c.failure) >= MAX_FAILED))
         )
         if before_round is not None:
             stored = stored.where(known_before(before_round))
             tried = tried.where(evaluations.c.round < before_round)
         with self.read() as connection:
             return frozenset(connection.scalars(stored.union(tried)))
+
+    def failed_candidates(self, method: str, *, before_round: int, reasons: Iterable[str]) -> list[CandidateRecord]:
+        """Candidates of earlier rounds whose evaluation under a method failed for one of these reasons, by id."""
+        statement = (
+            select(candidates)
+            .join(evaluations, evaluations.c.candidate_id == candidates.c.id)
+            .where(evaluations.c.method == method, evaluations.c.round < before_round, evaluations.c.failure.in_(tuple(reasons)))
+            .order_by(candidates.c.id)
+        )
+        with self.read() as connection:
+            return [_candidate(row) for row in connection.execute(statement)]
 
     def predictions_of_round(self, number: int) -> list[PredictionRecord]:
         """Every prediction for the candidates of a round, by candidate and model."""

@@ -136,6 +136,11 @@ class CrystalStore(Database):
                     found.setdefault(formula, []).append(method)
         return found
 
+    def formulas(self) -> frozenset[str]:
+        """Every reduced formula that a crystal of any method has."""
+        with self.read() as connection:
+            return frozenset(connection.scalars(select(crystals.c.reduced_formula).distinct()))
+
     def crystals_of(self, method: str, *, before_round: int | None = None) -> Iterator[StoredCrystal]:
         """Yield crystals of a method in the order of arrival, for example as parents of candidates.
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from ase.build import bulk
-from emt_world import copy_world, l1_0, l1_2, round_settings, settings_in, write_folder
+from emt_world import Listening, copy_world, l1_0, l1_2, round_settings, settings_in, write_folder
 
 from dft_stub.ase_codes import ASEPotential
 from dft_stub.evaluator import Evaluation, Failure
@@ -27,7 +27,6 @@ from dft_stub.workers import WorkerLimits
 from flows import filtering
 from flows.evaluating import evaluate_crystals
 from flows.importing import import_crystals
-from flows.progress import Silent
 from flows.reports import headline, round_lines
 from flows.rounds import chosen
 from flows.seeding import add_seeds
@@ -53,16 +52,6 @@ ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT.parent / "shared" / "cases" / "loop-faults"
 
 pytestmark = pytest.mark.usefixtures("own_folder")
-
-
-class Listening(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 def record_answers(world: Path, path: Path, **of_the_first: Any) -> list[str]:

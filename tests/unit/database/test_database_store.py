@@ -209,7 +209,14 @@ def test_what_was_known_before_a_round(store: Store) -> None:
         failed = [tried[0], once, *others[: MAX_FAILED if number == 1 else MAX_FAILED - 1]]
         store.add_evaluations([answer(c.id, number, converged=False, failure="timeout") for c in failed])
         store.add_evaluations([answer(tried[1].id, number)])
-        store.add_crystals([seed(5.0, symbols, origin="discovered", round=number, candidate_id=f"c{number}")])
+        if number == 1:
+            assert candidate("x", 1, ("K", "Cl", "O")).crystal.reduced_formula not in store.known_formulas(CHGNET.label)
+        found = seed(6.0, (*symbols, "O"), origin="discovered", round=number, candidate_id=tried[1].id)
+        store.add_crystals([seed(5.0, symbols, origin="discovered", round=number, candidate_id=f"c{number}"), found])
+        assessed = Assessment(
+            candidate_id=tried[1].id, method=CHGNET.label, crystal_id=found.crystal.id, novel=True, e_above_hull_before=0.0
+        )
+        assert store.assess_evaluations([assessed]) == 1
         store.finish_round(number, {})
     assert store.candidate_ids_of_round(2) == ["c02", "c2", *(f"f2{i}" for i in range(MAX_FAILED)), "o2"]
     assert store.known_formulas(CHGNET.label, before_round=1) == {"NaCl"}
@@ -222,7 +229,7 @@ def test_what_was_known_before_a_round(store: Store) -> None:
     later = store.known_formulas(CHGNET.label) - store.known_formulas(CHGNET.label, before_round=2)
     assert later == {"LiF", candidate("x", 1, ("Li", "F", "O")).crystal.reduced_formula}
     assert store.known_formulas(EMT.label) == frozenset()
-    assert [len(store.hull_entries(CHGNET.label, before_round=number)) for number in (1, 2, 3)] == [1, 2, 3]
+    assert [len(store.hull_entries(CHGNET.label, before_round=number)) for number in (1, 2, 3)] == [1, 3, 5]
 
 
 def test_versions_stay_with_their_rows_while_the_label_is_one(store: Store) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.emt import EMT
-from emt_world import copy_world, length, round_settings, settings_in, tables
+from emt_world import Listening, copy_world, length, round_settings, settings_in, tables
 
 from flows import learning
 from flows.assess import crystal_record
@@ -185,13 +185,8 @@ def test_campaigns_of_nothing_are_refused(changes: dict[str, int]) -> None:
 
 def test_with_too_few_crystals_to_judge_by_a_campaign_goes_on_without_learning(emt_world: Path, tmp_path: Path) -> None:
     """The shipped set holds energies of the default evaluator, so it cannot judge what was learnt from another."""
-    said: list[str] = []
-
-    class Listening(Silent):
-        def say(self, text: str) -> None:
-            said.append(text)
-
-    with open_workspace(copy_world(emt_world, tmp_path), listener=Listening()) as workspace:
+    heard = Listening()
+    with open_workspace(copy_world(emt_world, tmp_path), listener=heard) as workspace:
         run_campaign(workspace, TINY, CampaignSettings(rounds=2, retrain_after=1))
         reasons = [workspace.ledger.result(number, "retrain")["skipped"] for number in (1, 2)]
         (model,) = workspace.store.model_history("structural")
@@ -199,7 +194,7 @@ def test_with_too_few_crystals_to_judge_by_a_campaign_goes_on_without_learning(e
         n = sum(learning.is_held_out(row) for row in workspace.store.training_rows(round_method(workspace, 1)))
     assert reasons[1].startswith(f"{n} crystals of ")
     assert "are held out to judge by what is learnt (those of the buckets 55 to 59), 30 of 10 are needed" in reasons[1]
-    assert said[-1] == f"Not retrained: {reasons[1]}"
+    assert heard.said[-1] == f"Not retrained: {reasons[1]}"
     assert model.status == "promoted"
     assert [(row["state"], row["retrained"]) for row in rows] == [("finished", None)] * 2
 

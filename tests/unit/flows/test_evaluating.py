@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emt_world import copy_world, round_settings, settings_in
+from emt_world import Listening, copy_world, round_settings, settings_in
 
 from dft_stub.evaluator import Evaluation, Evaluator, Failure
 from flows.evaluating import evaluate_crystals
@@ -15,8 +15,9 @@ from flows.rounds import chosen, round_model
 from flows.stages import STAGES, abandon_round, begin_round, run_shard
 from flows.workspace import Workspace, open_workspace
 from gnome.crystals.crystal import Crystal
+from gnome.database.query import query
 from gnome.database.records import ModelRecord
-from gnome.errors import EvaluatorUnavailable
+from gnome.errors import EvaluatorUnavailable, InvalidInput
 from gnome.models.checkpoint import save_ensemble
 from gnome.seeds import derived_seed
 from gnome.stability.method import Method
@@ -125,7 +126,33 @@ def test_what_an_abandoned_round_answered_is_assessed_and_kept(emt_world: Path, 
         assert not workspace.store.has_unplaced(workspace.evaluator.method.label)
     assert record.state == "failed"
     assert record.summary is not None
-    assert after - before == record.summary["n_novel"] > 0
+    assert after - before == record.summary["n_novel"] == record.summary["n_kept"] > 0
+
+
+@pytest.mark.parametrize(("breaks", "n_kept", "said"), [("assess", 0, "assessed to the end"), ("hits_of_round", 3, "summed up")])
+def test_what_is_said_of_an_abandoned_round_is_what_was_kept(
+    emt_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: str, n_kept: int, said: str
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise InvalidInput("no")
+
+    copy_world(emt_world, tmp_path)
+    heard = Listening()
+    with open_workspace(settings_in(tmp_path), listener=heard) as workspace:
+        up_to_evaluate(workspace)
+        run_shard(workspace, 1, "evaluate", 0)
+        monkeypatch.setattr(f"flows.stages.{breaks}", broken)
+        record = abandon_round(workspace)
+        assert len(query(workspace.store, "_gnome_round = 1")) == n_kept
+        known = workspace.store.known_formulas(workspace.evaluator.method.label)
+        answered = {
+            one.crystal.reduced_formula
+            for one in workspace.store.evaluations_of_round(1)
+            if one.converged and one.crystal is not None
+        }
+    assert (record.summary or {})["n_kept"] == n_kept
+    assert heard.said[-1] == f"What round 1 answered could not be {said}: no"
+    assert bool(answered & known) is bool(n_kept), "what is on no hull may be proposed again"
 
 
 def test_crystals_that_were_never_placed_on_the_hull_are_placed_when_a_round_begins(emt_world: Path, tmp_path: Path) -> None:

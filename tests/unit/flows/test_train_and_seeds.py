@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from emt_world import Listening
 from typed_commands import SMALL_TRAINING, Run
 
 from flows.assess import crystal_record
@@ -445,17 +446,11 @@ def test_labels_that_are_no_numbers_are_refused(capfd: pytest.CaptureFixture[str
 def test_crystals_of_another_version_of_the_method_are_told_of(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from flows.progress import Silent
     from flows.seeding import add_seeds
     from flows.workspace import open_workspace
 
-    said: list[str] = []
-
-    class Listening(Silent):
-        def say(self, line: str) -> None:
-            said.append(line)
-
-    with open_workspace(Settings(database_url=f"sqlite:///{tmp_path / 'gnome.db'}"), listener=Listening()) as workspace:
+    heard = Listening()
+    with open_workspace(Settings(database_url=f"sqlite:///{tmp_path / 'gnome.db'}"), listener=heard) as workspace:
         method = workspace.evaluator.method
         earlier = replace(method, settings={**method.settings, "references": 1})
         assert earlier.label != method.label
@@ -464,6 +459,6 @@ def test_crystals_of_another_version_of_the_method_are_told_of(tmp_path: Path) -
         workspace.store.add_crystals([record])
         assert add_seeds(workspace) > 400
         assert add_seeds(workspace) == 0
-    (line,) = said
+    (line,) = heard.said
     assert earlier.label in line
     assert method.label in line

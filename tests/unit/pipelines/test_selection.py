@@ -5,7 +5,7 @@ from gnome.crystals.crystal import Crystal
 from pipelines.candidate import Candidate, Lineage
 from pipelines.screening import Prediction
 from pipelines.selection import GreedyAcquisition, RandomAcquisition, SelectionSettings, StabilityAcquisition, select
-from pipelines.standing import FORMULA_THRESHOLD, Doubt
+from pipelines.standing import FORMULA_THRESHOLD, P_STABLE_THRESHOLD, Doubt
 
 
 @pytest.fixture
@@ -98,7 +98,9 @@ def test_the_surest_go_first_and_those_without_a_probability_last(pool):
     said = [(-0.20, 0.7), (-0.05, 0.99), (-0.10, None), (0.04, 0.1), (-0.30, 0.7)]
     predictions = [prediction(c, energy, p_stable=p) for c, (energy, p) in zip(candidates, said, strict=False)]
     chosen = select(predictions, candidates, 5)
-    assert [predictions.index(one.prediction) for one in chosen] == [1, 4, 0, 3, 2]
+    assert [predictions.index(one.prediction) for one in chosen] == [1, 4, 0, 2, 3], (
+        "what is improbable goes after what nobody knows"
+    )
     greedy = select(predictions, candidates, 5, SelectionSettings(acquisition=GreedyAcquisition()))
     assert [predictions.index(one.prediction) for one in greedy] == [4, 0, 2, 1, 3]
 
@@ -114,13 +116,28 @@ def test_what_is_in_doubt_goes_last_in_every_order(pool, acquisition):
     predictions = [
         prediction(candidates[0], -3.0, p_stable=1.0, n_competing=0),
         prediction(candidates[1], -2.0, p_stable=0.9, formula_check=FORMULA_THRESHOLD - 0.01),
-        prediction(candidates[2], 0.03, p_stable=0.2, formula_check=FORMULA_THRESHOLD),
+        prediction(candidates[2], 0.03, p_stable=0.6, formula_check=FORMULA_THRESHOLD),
         prediction(unbalanced, -1.0, p_stable=0.8),
-        prediction(candidates[4], 0.04, p_stable=0.1),
+        prediction(candidates[4], -4.0, p_stable=P_STABLE_THRESHOLD - 0.01),
     ]
     chosen = select(predictions, candidates, 5, SelectionSettings(acquisition=acquisition))
-    assert [predictions.index(one.prediction) for one in chosen] == [2, 4, 0, 1, 3]
-    assert [list(one.doubts) for one in chosen] == [[], [], [Doubt.ELEMENTS_ONLY], [Doubt.FORMULA], [Doubt.CHARGES]]
+    assert chosen[0].prediction is predictions[2]
+    assert {predictions.index(one.prediction): list(one.doubts) for one in chosen} == {
+        2: [],
+        0: [Doubt.ELEMENTS_ONLY],
+        1: [Doubt.FORMULA],
+        3: [Doubt.CHARGES],
+        4: [Doubt.ENSEMBLE],
+    }
+
+
+def test_what_failed_before_is_not_chosen_again(pool):
+    _, candidates = pool
+    predictions = [prediction(c, -0.2 + 0.01 * i, p_stable=0.9) for i, c in enumerate(candidates)]
+    first = select(predictions, candidates, 1)[0].candidate
+    again = select(predictions, candidates, len(candidates), failed=[first.crystal.scaled(1.002)])
+    assert first.id not in {one.candidate.id for one in again}
+    assert len(again) == len(select(predictions, candidates, len(candidates))) - 1
 
 
 def test_no_crystal_is_chosen_twice_though_it_comes_from_two_places(pool):
