@@ -13,7 +13,7 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 from prefect.exceptions import TerminationSignal
 
 from flows.loop import campaign_of, latest_round, resume_campaign, run_campaign
-from flows.prefect_round import leave_artifacts, run_as_task, settings_parameters
+from flows.prefect_round import leave_artifacts, listener, run_as_task, settings_parameters
 from flows.prefect_server import use_server
 from flows.reports import campaign_rows
 from flows.rounds import Result
@@ -50,7 +50,8 @@ def campaign_flow(
         update_progress_artifact(progress, progress=min(100.0, 100.0 * (number - first + share) / limits.rounds))
         return result
 
-    with open_workspace(Settings(**settings), evaluator=None if resume else wanted.evaluator, resume=True) as workspace:
+    asked = None if resume else wanted.evaluator
+    with open_workspace(Settings(**settings), evaluator=asked, listener=listener(), resume=True) as workspace:
         limits = campaign_of(latest_round(workspace)) if resume else CampaignSettings(**campaign)
         rounds = resume_campaign(workspace, run=run) if resume else run_campaign(workspace, wanted, limits, run=run)
         for record in rounds:

@@ -3,14 +3,15 @@
 The ledger in the database is the truth; Prefect shows what happens, retries what is transient, and keeps results as JSON.
 """
 
+from functools import cache
 from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
-from rich.console import Console
 
+from flows.cli import make_console
 from flows.finds import finds
 from flows.progress import Bars
 from flows.reports import products, round_lines
@@ -42,10 +43,16 @@ def _is_transient(_task: Any, _run: Any, state: Any) -> bool:
 )
 def shard_task(settings: dict[str, Any], evaluator: str, number: int, stage: str, shard: int, token: int | None) -> Result:
     """Run one shard of a stage; see `flows.stages.run_shard`."""
-    with open_workspace(Settings(**settings), evaluator=evaluator, listener=Bars(Console(stderr=True))) as workspace:
+    with open_workspace(Settings(**settings), evaluator=evaluator, listener=listener()) as workspace:
         if token is not None:
             join_round(workspace.store, token)
         return run_shard(workspace, number, stage, shard)
+
+
+@cache
+def listener() -> Bars:
+    """Whom the stages of this process tell how far they are: one for all shards, so that a stage of many has one clock and one bar."""
+    return Bars(make_console(stderr=True))
 
 
 def settings_parameters(settings: Settings) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def run_as_task(workspace: Workspace, number: int, stage: str, shard: int) -> Re
 def round_flow(settings: dict[str, Any], round_settings: dict[str, Any]) -> dict[str, Any]:
     """Run one round and leave its table behind as artifacts; returns the round's summary."""
     wanted = RoundSettings.from_dict(round_settings)
-    with open_workspace(Settings(**settings), evaluator=wanted.evaluator, resume=True) as workspace:
+    with open_workspace(Settings(**settings), evaluator=wanted.evaluator, listener=listener(), resume=True) as workspace:
         record = run_round(workspace, wanted, run=run_as_task)
         leave_artifacts(workspace, record)
         return {"round": record.number, **(record.summary or {})}

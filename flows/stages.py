@@ -76,8 +76,10 @@ def begin_round(workspace: Workspace, settings: RoundSettings, *, campaign: Mapp
     settings = replace(settings, evaluator=workspace.evaluator_name)
     kept: dict[str, Any] = {"method": method.label, "model": model.model_id, "campaign": dict(campaign or {})}
     if settings.formula_check or "compositional" in settings.pipelines:
-        kept["formula_model"] = workspace.formula_model().model_id
-        kept["expected"] = _expected(workspace, settings)
+        judge = workspace.formula_model()
+        kept["formula_model"] = judge.model_id
+        known = workspace.store.formulas()  # under any method
+        kept["expected"] = expected_compounds(settings.elements, known, judge) if settings.elements else []
         if kept["expected"]:
             workspace.listener.say(expected_line(settings.elements, kept["expected"]))
     return workspace.store.start_round({**settings.to_dict(), **kept}, settings.seed)
@@ -235,13 +237,6 @@ def _retrain(workspace: Workspace, number: int, _shard: int) -> Result:
     campaign = workspace.store.round(number).settings.get("campaign") or {}
     precision = str(campaign.get("precision", AUTOMATIC))
     return retrain(workspace, method, number, seed=round_settings(workspace, number).seed, precision=precision).to_dict()
-
-
-def _expected(workspace: Workspace, settings: RoundSettings) -> list[tuple[str, float]]:
-    """Compounds that a round's elements are expected to make and this database lacks under any method; none for all elements."""
-    if not settings.elements:
-        return []
-    return expected_compounds(settings.elements, workspace.store.formulas(), workspace.formula_model())
 
 
 def _emptied_by(workspace: Workspace, number: int, n_evaluated: int, n_screened: int) -> str:

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dft_stub.evaluator import Evaluator
 from dft_stub.registry import make_evaluator
@@ -42,8 +44,6 @@ class Workspace:
     settings: Settings
     evaluator_name: str
     listener: Listener = field(default_factory=Silent)
-    _loaded: dict[str, StructuralEnsemble] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _loaded_formulas: dict[str, CompositionalEnsemble] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -76,15 +76,13 @@ class Workspace:
 
     def filter_model(self, model_id: str) -> StructuralEnsemble:
         """Load a structural ensemble once, however many shards ask for it; who has it must not train it."""
-        if model_id not in self._loaded:
-            self._loaded[model_id] = self.structural_model(model_id)
-        return self._loaded[model_id]
+        record = self.store.model(model_id)
+        return _shared_structural(self.model_path(record), record.sha256, device_of(self.settings))
 
     def formula_filter(self, model_id: str) -> CompositionalEnsemble:
         """Load a compositional ensemble once, however many shards ask for it."""
-        if model_id not in self._loaded_formulas:
-            self._loaded_formulas[model_id] = self.formula_model(model_id)
-        return self._loaded_formulas[model_id]
+        record = self.store.model(model_id)
+        return _shared_compositional(self.model_path(record), record.sha256, device_of(self.settings))
 
     def formula_model(self, model_id: str | None = None) -> CompositionalEnsemble:
         """Load a compositional ensemble by its id; without one that in use."""
@@ -220,3 +218,17 @@ def current_weights(settings: Settings, kind: str) -> Path:
         if record is None or is_outdated(record, settings):
             return shipped
         return Workspace(store, settings, settings.evaluator).model_path(record)
+
+
+@lru_cache(maxsize=2)
+def _shared_structural(path: Path, sha256: str, device: torch.device) -> StructuralEnsemble:
+    """Load weights once a process, however many workspaces and shards ask for them; `sha256` tells files of one name apart."""
+    del sha256
+    return StructuralEnsemble.load(path, device)
+
+
+@lru_cache(maxsize=2)
+def _shared_compositional(path: Path, sha256: str, device: torch.device) -> CompositionalEnsemble:
+    """The same for formulas."""
+    del sha256
+    return CompositionalEnsemble.load(path, device)

@@ -443,6 +443,7 @@ def test_labels_that_are_no_numbers_are_refused(capfd: pytest.CaptureFixture[str
     assert err.count("\n") == 1
 
 
+@pytest.mark.filterwarnings("ignore:No Pauling electronegativity:UserWarning")  # pymatgen, on the noble gases among the seeds
 def test_crystals_of_another_version_of_the_method_are_told_of(tmp_path: Path) -> None:
     from dataclasses import replace
 
