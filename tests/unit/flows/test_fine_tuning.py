@@ -8,7 +8,7 @@ import pytest
 import torch
 from typed_commands import Gnome, Run, failed
 
-from flows.fine_tuning import GENTLE, FineTuneRequest, element_shifts, fine_tune
+from flows.fine_tuning import GENTLE, FineTuneRequest, _chosen_elsewhere, element_shifts, fine_tune
 from flows.progress import Counter, Silent
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formula import split_bucket
@@ -231,3 +231,23 @@ def test_processes_of_a_launcher_are_refused(start: StructuralEnsemble, monkeypa
     monkeypatch.setattr("flows.fine_tuning.Ranks.from_environment", staticmethod(lambda: Two))
     with pytest.raises(GnomeError, match="--fine-tune runs in one process"):
         fine_tune(_request(path), Silent())
+
+
+def test_what_is_chosen_by_its_luck_is_not_reported_by_it() -> None:
+    """Of ensembles that all err alike, the one that was lucky looks good where it was chosen; the report is of crystals it was not."""
+    rng = np.random.default_rng(0)
+    parts = np.arange(60) % 5
+    lucky, reported = [], []
+    for _ in range(50):
+        predicted = {str(i): rng.normal(size=60) for i in range(40)}
+        errors = {name: np.abs(one) for name, one in predicted.items()}
+        chosen = _chosen_elsewhere(predicted, errors, parts)
+        lucky.append(min(float(one.mean()) for one in errors.values()))
+        reported.append(float(np.abs(chosen).mean()))
+        for part in range(5):
+            here = parts == part
+            best = min(errors, key=lambda name: float(errors[name][~here].mean()))
+            np.testing.assert_array_equal(chosen[here], predicted[best][here])
+    error = np.sqrt(2 / np.pi)  # the mean size of a normal deviate
+    assert np.mean(lucky) < 0.85 * error
+    assert np.mean(reported) == pytest.approx(error, rel=0.04)
