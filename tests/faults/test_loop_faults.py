@@ -39,6 +39,7 @@ from gnome.crystals.convert import from_atoms
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.identity import same_crystal
 from gnome.crystals.shards import read_shard, write_shard
+from gnome.crystals.validity import DEFAULT_GATE
 from gnome.database.query import query
 from gnome.database.records import EvaluationRecord
 from gnome.errors import InvalidInput
@@ -175,6 +176,8 @@ class TwoAttempts:
     """Answers `first` to every crystal that it has not seen before, `then` to others; None stands for Ctrl-C."""
 
     name = "two attempts"
+    gate = DEFAULT_GATE
+    computes = True
 
     def __init__(self, method: Method, first: dict[str, Any], then: dict[str, Any] | None) -> None:
         self.method, self.first, self.then = method, first, then
@@ -196,6 +199,8 @@ class TwoAttempts:
 
     def pending(self, ticket: str) -> frozenset[str]:
         return frozenset(self.left[ticket])
+
+    def close(self) -> None: ...
 
 
 def begun(workspace: Workspace, first: dict[str, Any], then: dict[str, Any] | None) -> tuple[TwoAttempts, dict[str, Crystal]]:
@@ -287,7 +292,7 @@ def test_a_time_limit_ends_the_calculators_own_program(
         assert (tmp_path / "begun").exists(), "the program had begun"
         assert not sleeping(seconds)
     finally:
-        evaluator.close()  # type: ignore[attr-defined]
+        evaluator.close()
 
 
 def test_folders_named_as_ours_do_not_shadow_the_worker(own_folder: Path) -> None:
@@ -304,6 +309,8 @@ class AtOnce:
     """Answers with the crystal as it is."""
 
     name = "chgnet"
+    gate = DEFAULT_GATE
+    computes = True
 
     def __init__(self, method: Method, elements: frozenset[int]) -> None:
         self.method, self.elements = method, elements
@@ -322,6 +329,8 @@ class AtOnce:
 
     def pending(self, _: str) -> frozenset[str]:
         return frozenset(self.asked)
+
+    def close(self) -> None: ...
 
 
 @pytest.mark.filterwarnings("ignore:No Pauling electronegativity:UserWarning")
