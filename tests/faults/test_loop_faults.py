@@ -295,6 +295,77 @@ def test_a_time_limit_ends_the_calculators_own_program(
         evaluator.close()
 
 
+CODE = """
+    import os, pathlib, signal, subprocess, time
+    import psutil
+    from ase.calculators.emt import EMT
+
+    class {name}(EMT):
+        program = None
+
+        def calculate(self, *args, **kwargs):
+            super().calculate(*args, **kwargs)
+            if {name}.program is None:
+                {name}.program = subprocess.Popen({program!r})
+                {then}
+"""
+
+
+def of_code(tmp_path: Path, name: str, program: list[str], then: str, *, seconds: float = 60.0) -> Evaluation:
+    """What an evaluator with EMT answers for copper whose calculator starts a program once."""
+    (tmp_path / f"{name.lower()}_code.py").write_text(textwrap.dedent(CODE.format(name=name, program=program, then=then)))
+    calculator = f"{name.lower()}_code.{name}"
+    method = relaxation_method(ASEPotential(calculator_name=calculator), RelaxSettings())
+    write_references(tmp_path / "references.json", ElementalReferences(method=method.label, energies={29: 0.0}), method)
+    evaluator = make_evaluator(
+        calculator, references_path=tmp_path / "references.json", workers=1, limits=WorkerLimits(seconds=seconds)
+    )
+    try:
+        (answer,) = evaluator.collect(evaluator.submit({"a": from_atoms(bulk("Cu"))}))
+    finally:
+        evaluator.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    "launcher", [[], ["setsid", "-w"], ["setsid", "-f"]], ids=["in the group", "in a session", "forked twice"]
+)
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV"])
+def test_the_program_of_a_calculator_that_dies_ends_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, launcher: list[str]
+) -> None:
+    seconds = f"4748.{os.getpid()}"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    there = f"while not any(one.info['cmdline'] == ['sleep', '{seconds}'] for one in psutil.process_iter(['cmdline'])): time.sleep(0.05)"
+    answer = of_code(
+        tmp_path,
+        f"Dying{how}{len(launcher)}{''.join(launcher)[-1:]}",
+        [*launcher, "sleep", seconds],
+        f"{there}\n                os.kill(os.getpid(), signal.{how})",
+    )
+    assert answer.failure is Failure.CRASHED
+    assert how in answer.message
+    assert not sleeping(seconds)
+
+
+def test_what_a_program_that_still_runs_has_used_is_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    burning = [sys.executable, "-c", "while True: pass"]
+    answer = of_code(
+        tmp_path, "Burning", burning, "while sum(psutil.Process(self.program.pid).cpu_times()[:2]) < 3.0: time.sleep(0.05)"
+    )
+    assert answer.converged
+    assert answer.cost_seconds >= 3.0, "the calculator itself needs a tenth of a second"
+
+
+def test_a_calculator_that_closes_what_is_not_its_own_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dft_stub.workers._LAST_SECONDS", 0.5)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    answer = of_code(tmp_path, "Closing", ["true"], "os.closerange(3, 100); time.sleep(3600)", seconds=600.0)
+    assert answer.failure is Failure.CRASHED
+    assert "it closed its connection and lived on" in answer.message
+
+
 def test_folders_named_as_ours_do_not_shadow_the_worker(own_folder: Path) -> None:
     for name in ("pipelines", "flows", "gnome"):
         (own_folder / name).mkdir()
