@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -465,6 +466,36 @@ def test_a_round_in_which_all_is_refused_says_where_and_why(
     assert record.summary is not None
     assert record.summary["emptied_by"] == f"{stage}: every candidate was refused (5 volume, 5 overlap)"
     assert (record.summary["n_screened"], record.summary["n_evaluated"]) == (0, 0)
+
+
+@pytest.mark.slow
+def test_the_case_of_a_round_with_copies(tmp_path: Path) -> None:
+    printed = run_case("dup_round.py", tmp_path)
+    evaluated = re.search(r"evaluations (\d+) distinct crystals handed in (\d+)", printed)
+    proposed = re.search(r"candidates (\d+) distinct (\d+)", printed)
+    assert evaluated is not None, printed
+    assert proposed is not None, printed
+    assert evaluated[1] == evaluated[2] != "0", printed
+    assert proposed[1] == proposed[2] != "0", printed
+
+
+@pytest.mark.slow
+def test_the_case_of_a_choice_with_copies(tmp_path: Path) -> None:
+    chosen_and_distinct = re.findall(r"budget 60 chosen (\d+) distinct crystals (\d+)", run_case("select_real.py", tmp_path))
+    assert len(chosen_and_distinct) == 3
+    assert all(n == m == "60" for n, m in chosen_and_distinct), chosen_and_distinct
+
+
+def test_the_case_of_a_gutted_flow(tmp_path: Path) -> None:
+    """The flow that Prefect loads by its file has all that it calls; with foreign folders of its name, see `test_prefect_faults`."""
+    if not (CASES / "pf.sh").exists():
+        pytest.skip(f"{CASES / 'pf.sh'} is not here")
+    script = (CASES / "pf.sh").read_text().replace(".venv/bin/python", sys.executable)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env={**child_environment(), "TMPDIR": str(tmp_path)}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["True campaign", "KeyError 'elements'"], done.stdout
 
 
 def run_case(name: str, folder: Path) -> str:
