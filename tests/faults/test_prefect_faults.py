@@ -44,6 +44,20 @@ def test_ctrl_c_ends_a_campaign_under_prefect_and_its_server_with_one_line(emt_w
     assert not server.is_running()
 
 
+def test_a_temporary_server_that_dies_in_the_middle_of_a_campaign_is_one_line(emt_world: Path, tmp_path: Path) -> None:
+    copy_world(emt_world, tmp_path)
+    process = start(tmp_path, *CAMPAIGN)
+    wait_until(process, lambda: begun(tmp_path))
+    (server,) = [child for child in psutil.Process(process.pid).children() if "flows.prefect_server" in child.cmdline()]
+    server.kill()
+    code, _, err = finish(process)
+    assert code == 1
+    assert "Traceback" not in err
+    assert err.count("gnome: ") == 1
+    assert "fails (" in err
+    assert WITHOUT_SERVER in err
+
+
 def test_the_temporary_server_of_a_process_that_was_killed_ends_too(tmp_path: Path) -> None:
     """In a folder with a package of ours' name, which the server must not take."""
     (tmp_path / "flows").mkdir()
