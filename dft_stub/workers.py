@@ -132,7 +132,7 @@ class WorkerPool:
         _end_all(self._workers)
 
     def worker_pids(self) -> list[int]:
-        """Process ids of the workers there are."""
+        """Process ids of the workers there are: of their guards, each of which ends after its worker."""
         return [worker.process.pid for worker in self._workers]
 
     def _dispatch(self) -> None:

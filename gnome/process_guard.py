@@ -38,9 +38,10 @@ def main() -> NoReturn:
         os.environ["LC_CTYPE"] = ctype
     else:
         os.environ.pop("LC_CTYPE", None)
+    guard = os.getpid()
     child = os.fork()
     if child == 0:
-        _become(command, memory, control)
+        _become(command, memory, control, guard)
     _let_go_of_files({heard, wakes})
     status = None
     while status is None and not asked and os.getppid() == parent:
@@ -69,10 +70,9 @@ def _control() -> Callable[[int, int], int]:
     return lambda what, value: int(function(what, value, 0, 0, 0))
 
 
-def _become(command: list[str], memory: int, control: Callable[[int, int], int]) -> NoReturn:
+def _become(command: list[str], memory: int, control: Callable[[int, int], int], guard: int) -> NoReturn:
     """Turn into the command, which ends with the guard."""
     try:
-        guard = os.getppid()
         signal.set_wakeup_fd(-1)
         for changed in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):  # the latter two by Python
             signal.signal(changed, signal.SIG_DFL)
@@ -83,7 +83,7 @@ def _become(command: list[str], memory: int, control: Callable[[int, int], int])
                     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         else:
             os.setpgid(0, 0)
-        if os.getppid() == guard:
+        if os.getppid() == guard:  # which may have ended before the system was told
             os.execvp(command[0], command)  # noqa: S606 - no shell
     except OSError as error:
         os.write(2, f"{command[0]}: {error.strerror}\n".encode())

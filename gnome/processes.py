@@ -90,7 +90,7 @@ def start(
     the program does, and after all that it has started.  Raises FileNotFoundError when there is no such program.
     """
     environment = child_environment() if environment is None else environment
-    if shutil.which(command[0]) is None:
+    if shutil.which(command[0], path=environment.get("PATH")) is None:
         raise FileNotFoundError(f"{command[0]}: no such program")
     guard = [sys.executable, "-I", "-S", _GUARD, str(os.getpid()), str(memory_bytes or 0), environment.get("LC_CTYPE", "")]
     return subprocess.Popen(
