@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -148,7 +149,9 @@ def _load() -> None:
 
 
 def _relax(job: Job) -> tuple[Job, Relaxation]:
-    return job, relax(job.crystal, _calculator, SETTINGS, elements=CHGNetPotential.elements)
+    started = time.process_time()
+    outcome = relax(job.crystal, _calculator, SETTINGS, elements=CHGNetPotential.elements)
+    return job, replace(outcome, cost_seconds=time.process_time() - started)
 
 
 def report(line: str) -> None:

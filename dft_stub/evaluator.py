@@ -3,9 +3,11 @@
     ticket = evaluator.submit({"id-1": crystal, ...})
     for evaluation in evaluator.collect(ticket): ...      # what has been answered since the last call
     evaluator.pending(ticket)                             # ids still under way
+    evaluator.close()                                     # when nothing more is to be asked
 
 An answer may come at once, in minutes from worker processes, or tomorrow from a cluster; the caller only sees fewer pending ids.
-A failure is a record with a typed reason, never an exception and never a missing row.
+A failure is a record with a typed reason, never an exception and never a missing row.  Whoever stores answers lets
+`dft_stub.admission.admit` look at them first, under the evaluator's `gate`.
 """
 
 import json
@@ -16,6 +18,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from gnome.crystals.crystal import Crystal
+from gnome.crystals.validity import GateSettings
 from gnome.quantities import PLAUSIBLE_E_FORM
 from gnome.stability.method import Method
 
@@ -79,6 +82,16 @@ class Evaluator(Protocol):
         """Atomic numbers it can answer for (it has a reference for each)."""
         ...
 
+    @property
+    def gate(self) -> GateSettings:
+        """What a relaxed crystal has to pass."""
+        ...
+
+    @property
+    def computes(self) -> bool:
+        """Whether to ask again is to compute again, so that what failed for want of time may go well; false for what is looked up."""
+        ...
+
     def submit(self, crystals: Mapping[str, Crystal]) -> str:
         """Hand crystals in under their ids; returns a ticket at once."""
         ...
@@ -89,6 +102,10 @@ class Evaluator(Protocol):
 
     def pending(self, ticket: str) -> frozenset[str]:
         """Ids handed in under the ticket and not collected yet."""
+        ...
+
+    def close(self) -> None:
+        """End what it has started; it may be called twice, and what is pending stays so."""
         ...
 
 
@@ -111,6 +128,17 @@ def validate_evaluator(evaluator: Evaluator, crystals: Iterable[Crystal], *, ene
         single = _answers(evaluator, {name: crystal})[name]
         _check_same(batch[name], single, energy_tolerance, "a batch answers as its crystals one by one, and again the same")
     _require(not _answers(evaluator, {}), "nothing asked is nothing answered")
+    _require(isinstance(evaluator.gate, GateSettings), "it says what a relaxed crystal has to pass")
+    _require(isinstance(evaluator.computes, bool), "it says whether it computes")
+    waiting = evaluator.submit(asked)
+    evaluator.close()
+    evaluator.close()
+    _require(evaluator.pending(waiting) == frozenset(asked), "what is pending stays so when it is closed")
+    after = {evaluation.id: evaluation for evaluation in evaluator.collect(waiting)}
+    _require(after.keys() == asked.keys(), "what was pending when it was closed is answered later")
+    for name, evaluation in after.items():
+        _check_same(batch[name], evaluation, energy_tolerance, "to close it changes no answer")
+    evaluator.close()
 
 
 def _answers(evaluator: Evaluator, crystals: Mapping[str, Crystal]) -> dict[str, Evaluation]:

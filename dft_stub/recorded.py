@@ -12,10 +12,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from dft_stub.admission import admit
 from dft_stub.evaluator import Evaluation, Failure
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.shards import read_shard
+from gnome.crystals.validity import DEFAULT_GATE, GateSettings
 from gnome.errors import EvaluatorUnavailable, InvalidCrystal, InvalidInput
 from gnome.quantities import Quantity
 from gnome.stability.method import Method
@@ -55,6 +55,16 @@ class RecordedEvaluator:
         crystals = (evaluation.crystal for evaluation in self._answers.values())
         return frozenset(z for crystal in crystals if crystal is not None for z in crystal.composition)
 
+    @property
+    def gate(self) -> GateSettings:
+        """The usual one."""
+        return DEFAULT_GATE
+
+    @property
+    def computes(self) -> bool:
+        """No: what is on record stays as it is."""
+        return False
+
     def submit(self, crystals: Mapping[str, Crystal]) -> str:
         """Note what is asked."""
         ticket = f"{self.name}-{next(self._tickets)}"
@@ -71,11 +81,14 @@ class RecordedEvaluator:
             if answer is None and self._wait:
                 continue
             del self._pending[ticket][name]
-            yield self._no_answer(name, crystal) if answer is None else admit(replace(answer, id=name), crystal, self.method)
+            yield self._no_answer(name, crystal) if answer is None else replace(answer, id=name)
 
     def pending(self, ticket: str) -> frozenset[str]:
         """Ids without an answer so far."""
         return frozenset(self._pending.get(ticket, ()))
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
     def _no_answer(self, name: str, crystal: Crystal) -> Evaluation:
         message = f"{crystal.reduced_formula}: {self._path} has no answer for {crystal.id}"

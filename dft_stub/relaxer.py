@@ -22,7 +22,6 @@ from gnome.crystals.convert import from_atoms, to_atoms
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.validity import DEFAULT_GATE, GateSettings, check_crystal, heights
 from gnome.errors import InvalidCrystal
-from gnome.processes import own_processor_seconds
 from gnome.stability.method import Method
 
 CONSISTENT_ENERGY = 1e-3
@@ -54,8 +53,9 @@ class RelaxSettings:
 class Relaxation:
     """What a relaxation ended with.
 
-    `failure` is None exactly when it converged and passed every gate.  energy eV/atom; max_force eV/angstrom, of the stored crystal,
-    computed afresh; forces (n, 3) eV/angstrom; stress (3, 3) GPa; magnetic_moments (n,) where the potential gives them.
+        `failure` is None exactly when it converged and passed every gate.  energy eV/atom; max_force eV/angstrom, of the stored crystal,
+        computed afresh; forces (n, 3) eV/angstrom; stress (3, 3) GPa; magnetic_moments (n,) where the potential gives them.
+    `cost_seconds` is told by who ran it: a process does not see what its running children use.
     """
 
     failure: Failure | None = None
@@ -92,7 +92,6 @@ def relax(
     `elements` are the atomic numbers the calculator was made for; any when None.
     """
     settings = settings or RelaxSettings()
-    started = own_processor_seconds()
     try:
         check_crystal(crystal, settings.gate, elements=elements)
     except InvalidCrystal as error:
@@ -107,7 +106,7 @@ def relax(
     except Exception as error:  # a potential's fault is a record, whatever it raised
         first_line = (str(error).splitlines() or [""])[0][:300]
         outcome = {"failure": Failure.CRASHED, "message": f"{crystal.reduced_formula}: {type(error).__name__}: {first_line}"}
-    return Relaxation(**outcome, cost_seconds=own_processor_seconds() - started)
+    return Relaxation(**outcome)
 
 
 def _relax(crystal: Crystal, calculator: Calculator, settings: RelaxSettings) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
-from dft_stub.admission import admit
 from dft_stub.evaluator import Evaluation, Failure
 from dft_stub.potentials import Potential
 from dft_stub.relaxer import Relaxation, RelaxSettings, relax, relaxation_method
 from dft_stub.workers import TaskOutcome, WorkerLimits, WorkerPool
 from gnome.crystals.crystal import Crystal
-from gnome.crystals.validity import check_crystal
+from gnome.crystals.validity import GateSettings, check_crystal
 from gnome.errors import EvaluatorUnavailable, InvalidCrystal
 from gnome.processes import usable_cores
 from gnome.stability.method import Method
@@ -70,6 +70,16 @@ class RelaxingEvaluator:
     def elements(self) -> frozenset[int]:
         """Elements that the potential knows and that have a reference."""
         return self.potential.elements & self._references.elements
+
+    @property
+    def gate(self) -> GateSettings:
+        """That of the relaxation."""
+        return self.settings.gate
+
+    @property
+    def computes(self) -> bool:
+        """Yes."""
+        return True
 
     def submit(self, crystals: Mapping[str, Crystal]) -> str:
         """Queue crystals; those no potential may be given are answered without one."""
@@ -151,7 +161,7 @@ class RelaxingEvaluator:
         e_form = None
         if relaxation.crystal is not None and relaxation.energy_per_atom is not None and relaxation.failure is None:
             e_form = self._references.formation_energy_per_atom(relaxation.crystal.composition, relaxation.energy_per_atom)
-        answer = Evaluation(
+        return Evaluation(
             id=name,
             method=self.method,
             converged=relaxation.failure is None,
@@ -165,15 +175,14 @@ class RelaxingEvaluator:
             magnetic_moments=relaxation.magnetic_moments,
             failure=relaxation.failure,
             message=relaxation.message,
-            cost_seconds=relaxation.cost_seconds,
+            cost_seconds=outcome.seconds,
         )
-        return admit(answer, self._pending[ticket][name], self.method, gate=self.settings.gate)
 
 
 def _relaxation(outcome: TaskOutcome) -> Relaxation:
     if outcome.failure is None:
         relaxation: Relaxation = outcome.result
-        return relaxation
+        return replace(relaxation, cost_seconds=outcome.seconds)
     return Relaxation(failure=outcome.failure, message=outcome.message, cost_seconds=outcome.seconds)
 
 

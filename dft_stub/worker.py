@@ -1,7 +1,7 @@
-"""A worker process: `python -m dft_stub.worker FD PARENT` takes tasks from a pipe, one at a time, and sends the answers back.
+"""A worker process: `python -m dft_stub.worker FD` takes tasks from a pipe, one at a time, and sends the answers back.
 
 It is a program of its own rather than a fork: the parent may hold threads and a database, and its main script need not be importable.
-Interrupts are the parent's to handle.  When the parent dies in any way, the worker ends too, with whatever it has started.
+Interrupts are the parent's to handle.  When the parent dies in any way, the worker's guard (`gnome.process_guard`) ends it.
 """
 
 import contextlib
@@ -9,12 +9,10 @@ import faulthandler
 import resource
 import signal
 import sys
-import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
 from gnome.errors import EvaluatorUnavailable
-from gnome.processes import end_with_parent
 
 ADDRESS_SPACE_OVERHEAD = 6 * 2**30
 """Bytes that a process with torch maps without ever touching; the limit on mapped memory leaves room for them."""
@@ -24,9 +22,8 @@ _GRACE_SECONDS = 30.0
 
 def main() -> None:
     """Serve until the pipe closes."""
-    connection, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
+    connection = Connection(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent closed the pipe
         _serve(connection)
 

@@ -5,7 +5,6 @@ is answered as if nothing had happened.  Workers start when the first task comes
 """
 
 import contextlib
-import os
 import signal
 import subprocess
 import tempfile
@@ -27,6 +26,7 @@ _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0  # between two looks at what a worker and its children use, which take a millisecond or more
 _START_SECONDS = 180.0
 _MAX_FAILED_STARTS = 2
+_LAST_SECONDS = 10.0  # for a worker that has closed its connection to end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,10 @@ class _Worker:
 
     def last_words(self) -> str:
         """Say how the process ended, with the last line it wrote on stderr."""
-        code = self.process.wait()
+        try:
+            code = self.process.wait(_LAST_SECONDS)
+        except subprocess.TimeoutExpired:  # as where a code closes files that are not its own
+            return "it closed its connection and lived on"
         cause = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
         stderr = Path(self.folder.name, "stderr").read_text(errors="replace").strip().splitlines()
         return f"{cause}, {stderr[-1][:300]}" if stderr else cause
@@ -129,7 +132,7 @@ class WorkerPool:
         _end_all(self._workers)
 
     def worker_pids(self) -> list[int]:
-        """Process ids of the workers there are."""
+        """Process ids of the workers there are: of their guards, each of which ends after its worker."""
         return [worker.process.pid for worker in self._workers]
 
     def _dispatch(self) -> None:
@@ -181,7 +184,9 @@ class WorkerPool:
                 raise EvaluatorUnavailable(f"worker processes do not start: {words}")
             return None
         outcome = (
-            self._finish(worker, failure=Failure.CRASHED, message=f"the worker process ended: {words}") if worker.task else None
+            self._finish(worker, failure=Failure.CRASHED, message=f"the worker process was lost: {words}")
+            if worker.task
+            else None
         )
         self._drop(worker)
         return outcome
@@ -222,7 +227,7 @@ def _start(make_function: Callable[[], Callable[[Any], Any]], limits: WorkerLimi
     folder = tempfile.TemporaryDirectory(prefix="gnome-worker-", ignore_cleanup_errors=True)
     with Path(folder.name, "stderr").open("wb") as stderr:
         process = start(
-            python_command("dft_stub.worker", str(theirs.fileno()), str(os.getpid())),
+            python_command("dft_stub.worker", str(theirs.fileno())),
             descriptors=[theirs.fileno()],
             stderr=stderr,
             folder=folder.name,  # codes leave files where they run

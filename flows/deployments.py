@@ -20,6 +20,7 @@ from flows.prefect_server import use_server
 from flows.progress import Listener, Silent
 from flows.settings import CampaignSettings, RoundSettings, Settings
 from gnome.errors import InvalidInput
+from gnome.processes import child_environment
 
 
 def serve_campaign(
@@ -85,8 +86,17 @@ def read_cron(cron: str) -> tuple[Schedule, datetime]:
 
 @contextlib.contextmanager
 def _neutral_folder() -> Iterator[None]:
-    """Stand in an empty folder: a run that Prefect starts looks for modules where it stands first, and may find another `flows` there."""
-    if searched := os.environ.get("PYTHONPATH"):
-        os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(place).absolute()) for place in searched.split(os.pathsep))
-    with tempfile.TemporaryDirectory(prefix="gnome-") as folder, contextlib.chdir(folder):
-        yield
+    """Stand in an empty folder, where the runs that Prefect starts find the modules that this process has, and no others of their names."""
+    ours = child_environment()  # its number of threads is for one of many children, a run has the machine for itself
+    changed = {name: ours[name] for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        with tempfile.TemporaryDirectory(prefix="gnome-") as folder, contextlib.chdir(folder):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -19,11 +19,17 @@ OF_THE_MACHINE: Final = frozenset({Failure.TIMEOUT, Failure.CRASHED, Failure.OUT
 def answers(evaluator: Evaluator, crystals: Mapping[str, Crystal]) -> Iterator[Evaluation]:
     """Hand crystals in and yield every answer as it comes, what cannot be true as a failure.
 
-    Raises EvaluatorUnavailable at the end when some have no answer yet: what is asked again later is answered then.
+    Raises EvaluatorUnavailable at the end when some have no answer yet: what is asked again later is answered then; at once when there
+    is an answer that nobody asked for.
     """
     ticket = evaluator.submit(crystals)
     for answer in evaluator.collect(ticket):
-        yield admit(answer, crystals[answer.id], evaluator.method)
+        if answer.id not in crystals:
+            raise EvaluatorUnavailable(
+                f"{evaluator.name} answers for {answer.id!r}, which it was not asked for; what it answered before is kept, mend it and "
+                "give the same command again"
+            )
+        yield admit(answer, crystals[answer.id], evaluator.method, gate=evaluator.gate)
     if waiting := evaluator.pending(ticket):
         raise EvaluatorUnavailable(
             f"{len(waiting)} of {len(crystals)} evaluations by {evaluator.name} have no answer yet; "
@@ -34,11 +40,13 @@ def answers(evaluator: Evaluator, crystals: Mapping[str, Crystal]) -> Iterator[E
 def evaluate_crystals(workspace: Workspace, number: int, crystals: Mapping[str, Crystal]) -> dict[str, Any]:
     """Evaluate what has no answer yet; an interruption loses nothing that was answered.
 
-    What failed in a way that may be the machine's doing is tried once more before it counts; its record keeps the cost of both attempts.
+    What failed in a way that may be the machine's doing is tried once more before it counts, where that is to compute again; its record
+    keeps the cost of both attempts.
     """
+    computes = workspace.evaluator.computes
     known = {record.candidate_id: record for record in workspace.store.evaluations_of_round(number)}
     waiting = {identifier: crystal for identifier, crystal in crystals.items() if identifier not in known}
-    again = {identifier: crystals[identifier] for identifier in crystals if _is_worth_another(known.get(identifier))}
+    again = {identifier: crystals[identifier] for identifier in crystals if computes and _is_worth_another(known.get(identifier))}
     n_waiting = len(waiting)
     failures: dict[str, int] = {}
     every = chosen(workspace, number)
@@ -51,7 +59,7 @@ def evaluate_crystals(workspace: Workspace, number: int, crystals: Mapping[str, 
             record = evaluation_record(evaluation, number)
             workspace.store.add_evaluations([record])
             known[record.candidate_id] = record
-            if _is_worth_another(record):
+            if computes and _is_worth_another(record):
                 again[record.candidate_id] = crystals[record.candidate_id]
                 continue
             _count_failure(failures, record)

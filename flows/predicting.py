@@ -221,9 +221,7 @@ def evaluate_files(
     finally:  # an interruption keeps what was relaxed
         if out is not None and relaxed:
             _write(out, [(usable[i][0], relaxed[i]) for i in sorted(relaxed)])
-        close = getattr(runner, "close", None)
-        if close is not None:
-            close()
+        runner.close()
     return rows
 
 

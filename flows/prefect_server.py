@@ -1,20 +1,17 @@
 """A Prefect server to talk to: the one that PREFECT_API_URL names, or one of our own that ends with this process.
 
 Prefect would start a temporary server by itself, in the group of processes that the terminal interrupts: Ctrl-C ends it first, and the
-flow then waits for minutes for a server that is gone.  Ours stands in a session of its own, `python -P -m flows.prefect_server`, is ended
-when this process ends, and ends by itself when this process is killed.
+flow then waits for minutes for a server that is gone.  Ours, `python -P -m flows.prefect_server`, is a child as `gnome.processes` starts
+them: in a session of its own, ended when this process ends or is killed.
 """
 
 import atexit
 import contextlib
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from typing import IO, Any, Final
@@ -32,6 +29,7 @@ from prefect.settings import (
 )
 
 from gnome.errors import GnomeError
+from gnome.processes import child_environment, end, python_command, start
 
 PATIENCE_SECONDS: Final = 120.0
 """How long a server of ours may take to be there, unless PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS says otherwise."""
@@ -93,34 +91,23 @@ def _start(*, scheduling: bool, advice: str) -> str:
     seconds = (
         float(allowed.startup_timeout_seconds) if "startup_timeout_seconds" in allowed.model_fields_set else PATIENCE_SECONDS
     )
-    environment = (
-        os.environ | get_current_settings().to_environment_variables(exclude_unset=True) | {PREFECT_UI_ENABLED.name: "0"}
+    environment = child_environment(
+        get_current_settings().to_environment_variables(exclude_unset=True) | {PREFECT_UI_ENABLED.name: "0"},
     )
     with tempfile.TemporaryFile("w+", errors="replace") as said, socket.create_server(("127.0.0.1", 0)) as place:
         place.listen(0)
         url = f"http://127.0.0.1:{place.getsockname()[1]}/api"
-        number = str(place.fileno())
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "flows.prefect_server",
-                number,
-                str(os.getpid()),
-                "scheduling" if scheduling else "quiet",
-            ],
-            env=environment,
-            stdin=subprocess.DEVNULL,
+        process = start(
+            python_command("flows.prefect_server", str(place.fileno()), "scheduling" if scheduling else "quiet"),
+            environment=environment,
             stdout=said,
             stderr=said,
-            pass_fds=(place.fileno(),),
-            start_new_session=True,
+            descriptors=[place.fileno()],
         )
-        atexit.register(_end, process)  # after Prefect's own threads have sent what they hold
+        atexit.register(end, process, terminate_seconds=_END_SECONDS)  # after Prefect's own threads have sent what they hold
         problem = _wait_for(process, url, seconds)
         if problem:
-            _end(process)
+            end(process, terminate_seconds=_END_SECONDS)
             raise GnomeError(f"{problem}{_last_line(said)}; {advice}")
     return url
 
@@ -138,16 +125,6 @@ def _wait_for(process: "subprocess.Popen[bytes]", url: str, seconds: float) -> s
     return f"the temporary Prefect server did not answer within {seconds:g} s"
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End the server and all that it started."""
-    for what, seconds in ((signal.SIGTERM, _END_SECONDS), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, what)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-            return
-
-
 def _last_line(said: IO[str]) -> str:
     said.seek(0)
     lines = [line.strip() for line in said.read()[-20_000:].splitlines() if line.strip()]
@@ -163,21 +140,14 @@ def _brief(error: Exception) -> str:
 
 
 def main() -> None:
-    """Serve on a socket that the parent has opened, until it or this process ends: `... FD PARENT scheduling|quiet`."""
-    place, parent, kind = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    """Serve on a socket that the parent has opened: `... FD scheduling|quiet`."""
+    place, kind = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
 
     import uvicorn  # noqa: PLC0415 - with Prefect's server, seconds
     from prefect.server.api.server import create_app  # noqa: PLC0415
 
     app = create_app(ephemeral=kind != "scheduling", final=True)
     uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=2)).run(sockets=[place])
-
-
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_POLL_SECONDS)
-    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -199,9 +199,8 @@ def open_workspace(
         try:
             yield workspace
         finally:
-            close = getattr(vars(workspace).get("evaluator"), "close", None)
-            if close is not None:
-                close()
+            if (made := vars(workspace).get("evaluator")) is not None:
+                made.close()
 
 
 def current_weights(settings: Settings, kind: str) -> Path:

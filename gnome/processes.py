@@ -1,15 +1,16 @@
 """Child processes that may hang, crash or fill the memory, kept within hard limits.
 
-Every child leads a process group of its own and ends as a whole: its children, those that moved to another group (as the ranks of an
-MPI program do) included.  It imports this program and not a folder of the same name where the user stands.  `run_bounded` runs a
+Every child stands in a process group of its own, under a guard (`gnome.process_guard`) that ends it as a whole: its children too, those
+that moved to another group (as the ranks of an MPI program do), that lost their parent or were forked twice included; and however this
+program itself ends.  It imports this program and not a folder of the same name where the user stands.  `run_bounded` runs a
 program to its end; `LineWorker` keeps one alive for many questions, one JSON line in and one out; `start` and `end` are for the rest.
 """
 
 import contextlib
 import json
 import os
-import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,11 @@ PASSIVE_THREADS: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "
 
 _ROOT: Final = str(Path(__file__).resolve().parent.parent)
 """Folder that holds this program's packages."""
+_GUARD: Final = str(Path(__file__).resolve().with_name("process_guard.py"))
+_END_SECONDS: Final = 10.0
+"""How long a guard may take to end what it guards before it is ended too."""
+MAX_LINE: Final = 2**26
+"""Bytes that one answer of a `LineWorker` may have."""
 
 
 class ProcessLost(Exception):
@@ -72,57 +78,66 @@ def start(
     *,
     memory_bytes: int | None = None,
     environment: Mapping[str, str] | None = None,
-    stdin: int | IO[bytes] = subprocess.DEVNULL,
-    stdout: int | IO[bytes] = subprocess.DEVNULL,
-    stderr: int | IO[bytes] = subprocess.DEVNULL,
+    stdin: int | IO[Any] = subprocess.DEVNULL,
+    stdout: int | IO[Any] = subprocess.DEVNULL,
+    stderr: int | IO[Any] = subprocess.DEVNULL,
     folder: str | None = None,
     descriptors: Sequence[int] = (),
 ) -> "subprocess.Popen[bytes]":
-    """Start a program as the head of a process group; `memory_bytes` bounds its address space where the system can (Linux).
+    """Start a program under a guard, which heads a process group; `memory_bytes` bounds its address space where the system can (Linux).
 
-    `environment` is `child_environment()` unless given; `descriptors` are left open for it.
+    `environment` is `child_environment()` unless given; `descriptors` are left open for it.  What is returned is the guard, which ends as
+    the program does, and after all that it has started.  Raises FileNotFoundError when there is no such program.
     """
-    process = subprocess.Popen(
-        command,
+    environment = child_environment() if environment is None else environment
+    if shutil.which(command[0], path=environment.get("PATH")) is None:
+        raise FileNotFoundError(f"{command[0]}: no such program")
+    guard = [sys.executable, "-I", "-S", _GUARD, str(os.getpid()), str(memory_bytes or 0), environment.get("LC_CTYPE", "")]
+    return subprocess.Popen(
+        [*guard, *command],
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        env=child_environment() if environment is None else environment,
+        env=environment,
         cwd=folder,
         pass_fds=tuple(descriptors),
         start_new_session=True,
     )
-    if memory_bytes is not None and hasattr(resource, "prlimit"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    return process
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a program with all its children, and close its streams."""
-    kill_tree(process.pid)
-    process.wait()
+def end(process: "subprocess.Popen[bytes]", *, terminate_seconds: float = 0.0) -> None:
+    """Kill a program with all its children, and close its streams; with `terminate_seconds` it is asked first, and given so long."""
+    if terminate_seconds and process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(process.pid).children():
+                child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(terminate_seconds)
+    ask_to_end(process)
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:  # something stops the guard itself
+        kill_tree(process.pid)
+        process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
 
 
-def kill_tree(pid: int) -> None:
-    """Kill the process group that `pid` heads and all its descendants; the process itself last when it is this one.
+def ask_to_end(process: "subprocess.Popen[bytes]") -> None:
+    """Have the guard kill what it guards, without waiting for it; safe to call from another thread."""
+    process.send_signal(signal.SIGTERM)
 
-    A group that this process is in without being its head belongs to others and is left alone.
-    """
+
+def kill_tree(pid: int) -> None:
+    """Kill the process group that `pid` heads and all its descendants."""
     descendants = _descendants(pid)
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        if pid != os.getpid():
-            os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
     for child in descendants:
         with contextlib.suppress(psutil.Error):
             child.kill()
-    if pid == os.getpid() == os.getpgrp():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(0, signal.SIGKILL)
 
 
 def processor_seconds(pid: int) -> float:
@@ -133,12 +148,6 @@ def processor_seconds(pid: int) -> float:
             times = process.cpu_times()
             total += times.user + times.system + getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
     return total
-
-
-def own_processor_seconds() -> float:
-    """Processor time of this process and of its children that have ended."""
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def resident_bytes(pid: int) -> int:
@@ -162,14 +171,6 @@ def _descendants(pid: int) -> list[psutil.Process]:
     return []
 
 
-def end_with_parent(parent: int, *, poll_seconds: float = 0.5) -> None:
-    """Watch the parent and kill this process with all its children once it is gone; for a thread of a child."""
-    while os.getppid() == parent:
-        time.sleep(poll_seconds)
-    kill_tree(os.getpid())
-    os._exit(1)  # where this process heads no group
-
-
 def run_bounded(
     command: Sequence[str],
     given: bytes,
@@ -183,46 +184,56 @@ def run_bounded(
 
     Raises ProcessLost when a limit is passed or the program fails; it and its children are gone then.
     """
+    deadline = time.monotonic() + seconds
     pipe = subprocess.PIPE
     process = start(command, memory_bytes=memory_bytes, environment=environment, stdin=pipe, stdout=pipe)
     try:
-        output = _exchange(process, given, time.monotonic() + seconds, max_output)
-        code = process.wait(seconds)
+        output = bytearray()
+        _exchange(process, given, output, deadline, max_output=max_output, to_the_end=True)
+        code = process.wait(max(0.0, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
         raise ProcessTimeout(f"gave no answer within {seconds:g} s") from None
     finally:
         end(process)
     if code != 0:
         raise ProcessLost(f"ended with exit code {code}")
-    return output
+    return bytes(output)
 
 
-def _exchange(process: "subprocess.Popen[bytes]", given: bytes, deadline: float, max_output: int) -> bytes:
-    """Write the input and read the output at the same time, so that neither side waits for the other."""
-    if process.stdin is None or process.stdout is None:
+def _exchange(
+    process: "subprocess.Popen[bytes]", given: bytes, received: bytearray, deadline: float, *, max_output: int, to_the_end: bool
+) -> None:
+    """Write the input and read the output at the same time, so that neither side waits for the other, to its end or to a line's.
+
+    Raises TimeoutError when the deadline passes, however busy the program is; ProcessLost beyond `max_output` bytes; EOFError when it ends
+    without a line.
+    """
+    stdin, stdout = process.stdin, process.stdout
+    if stdin is None or stdout is None:
         raise ProcessLost("has no streams")
-    os.set_blocking(process.stdin.fileno(), False)
-    output, left, is_open = b"", memoryview(given), True
-    while True:
-        if is_open and not left:
-            process.stdin.close()
-            is_open = False
-        readable, writable, _ = select.select(
-            [process.stdout], [process.stdin] if is_open else [], [], max(0.0, deadline - time.monotonic())
-        )
-        if not readable and not writable:
+    os.set_blocking(stdin.fileno(), False)
+    left, has_line = memoryview(given), b"\n" in received
+    while left or to_the_end or not has_line:
+        if to_the_end and not left and not stdin.closed:
+            stdin.close()
+        seconds = deadline - time.monotonic()
+        readable, writable, _ = select.select([stdout], [stdin] if left else [], [], max(0.0, seconds))
+        if seconds <= 0 or not (readable or writable):
             raise TimeoutError
         if writable:
             try:
-                left = left[os.write(process.stdin.fileno(), left[:65536]) :]
+                left = left[os.write(stdin.fileno(), left[:65536]) :]
             except BrokenPipeError:  # it need not read its input to the end
                 left = left[:0]
         if readable:
-            part = os.read(process.stdout.fileno(), 65536)
+            part = os.read(stdout.fileno(), 65536)
+            if not part and to_the_end:
+                return
             if not part:
-                return output
-            output += part
-            if len(output) > max_output:
+                raise EOFError
+            received += part
+            has_line = has_line or b"\n" in part
+            if len(received) > max_output:
                 raise ProcessLost(f"wrote more than {max_output} bytes")
 
 
@@ -238,28 +249,34 @@ class LineWorker:
         self._memory_bytes = memory_bytes
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
-        self._unread = b""
+        self._unread = bytearray()
 
     def ask(self, question: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
         """Send a question and wait for its answer, at most so many seconds (start-up of the program included).
 
-        Raises ProcessLost when there is none in time, the program ends, or what it says is no JSON object; it is then gone.
+        Raises ProcessLost when there is none in time, the program ends, or what it says is no JSON object of at most `MAX_LINE` bytes; it
+        is then gone.
         """
+        deadline = time.monotonic() + seconds
         process = self._started()
-        if process.stdin is None or process.stdout is None:
-            raise ProcessLost("has no streams")
         try:
-            process.stdin.write(json.dumps(question).encode() + b"\n")
-            process.stdin.flush()
-            answer = json.loads(self._read_line(process.stdout.fileno(), time.monotonic() + seconds))
-        except (BrokenPipeError, EOFError):
-            code = process.wait()
-            self.close()
+            _exchange(
+                process, json.dumps(question).encode() + b"\n", self._unread, deadline, max_output=MAX_LINE, to_the_end=False
+            )
+            line, self._unread = self._unread.split(b"\n", 1)
+            answer = json.loads(line)
+        except EOFError:
+            try:
+                code = process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                raise ProcessTimeout(f"closed its output and did not end within {seconds:g} s") from None
+            finally:
+                self.close()
             raise ProcessLost(f"ended with exit code {code}") from None
         except TimeoutError:
             self.close()
             raise ProcessTimeout(f"gave no answer within {seconds:g} s") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             self.close()
             raise ProcessLost("answered with something that is no JSON") from None
         except BaseException:
@@ -272,7 +289,7 @@ class LineWorker:
 
     def close(self) -> None:
         """Kill the program if it runs."""
-        process, self._process, self._unread = self._process, None, b""
+        process, self._process, self._unread = self._process, None, bytearray()
         if process is not None:
             end(process)
 
@@ -280,7 +297,7 @@ class LineWorker:
         """Kill the program and leave the rest to whoever waits for its answer; safe to call from another thread."""
         process = self._process
         if process is not None:
-            kill_tree(process.pid)
+            ask_to_end(process)
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
@@ -289,15 +306,3 @@ class LineWorker:
                 self._command, memory_bytes=self._memory_bytes, environment=self._environment, stdin=pipe, stdout=pipe
             )
         return self._process
-
-    def _read_line(self, descriptor: int, deadline: float) -> bytes:
-        while b"\n" not in self._unread:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
-            part = os.read(descriptor, 65536)
-            if not part:
-                raise EOFError
-            self._unread += part
-        line, self._unread = self._unread.split(b"\n", 1)
-        return line

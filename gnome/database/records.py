@@ -162,8 +162,16 @@ class EvaluationRecord:
             object.__setattr__(self, "crystal", None)
         if self.max_force is not None and not math.isfinite(self.max_force):
             object.__setattr__(self, "max_force", None)
+        for name in ("forces", "stress", "magnetic_moments"):
+            numbers = getattr(self, name)
+            if numbers is not None and not np.isfinite(np.asarray(numbers, dtype=np.float64)).all():
+                if self.converged:
+                    raise InvalidInput(f"{what}: converged, with {name} that are not finite numbers")
+                object.__setattr__(self, name, None)
         check_range(what, "cost_seconds", self.cost_seconds, (0.0, 1e10))
-        object.__setattr__(self, "message", self.message.replace("\x00", ""))  # PostgreSQL's texts cannot hold it
+        check_range(what, "n_steps", self.n_steps, (0, 1e9))
+        text = self.message.encode("utf-8", "replace").decode()  # no database holds half a character
+        object.__setattr__(self, "message", text.replace("\x00", ""))  # PostgreSQL's texts cannot hold it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from gnome.crystals.convert import from_atoms
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.identity import same_crystal
 from gnome.crystals.shards import read_shard, write_shard
+from gnome.crystals.validity import DEFAULT_GATE
 from gnome.database.query import query
 from gnome.database.records import EvaluationRecord
 from gnome.errors import InvalidInput
@@ -164,6 +166,8 @@ class TwoAttempts:
     """Answers `first` to every crystal that it has not seen before, `then` to others; None stands for Ctrl-C."""
 
     name = "two attempts"
+    gate = DEFAULT_GATE
+    computes = True
 
     def __init__(self, method: Method, first: dict[str, Any], then: dict[str, Any] | None) -> None:
         self.method, self.first, self.then = method, first, then
@@ -185,6 +189,8 @@ class TwoAttempts:
 
     def pending(self, ticket: str) -> frozenset[str]:
         return frozenset(self.left[ticket])
+
+    def close(self) -> None: ...
 
 
 def begun(workspace: Workspace, first: dict[str, Any], then: dict[str, Any] | None) -> tuple[TwoAttempts, dict[str, Crystal]]:
@@ -276,7 +282,78 @@ def test_a_time_limit_ends_the_calculators_own_program(
         assert (tmp_path / "begun").exists(), "the program had begun"
         assert not sleeping(seconds)
     finally:
-        evaluator.close()  # type: ignore[attr-defined]
+        evaluator.close()
+
+
+CODE = """
+    import os, pathlib, signal, subprocess, time
+    import psutil
+    from ase.calculators.emt import EMT
+
+    class {name}(EMT):
+        program = None
+
+        def calculate(self, *args, **kwargs):
+            super().calculate(*args, **kwargs)
+            if {name}.program is None:
+                {name}.program = subprocess.Popen({program!r})
+                {then}
+"""
+
+
+def of_code(tmp_path: Path, name: str, program: list[str], then: str, *, seconds: float = 60.0) -> Evaluation:
+    """What an evaluator with EMT answers for copper whose calculator starts a program once."""
+    (tmp_path / f"{name.lower()}_code.py").write_text(textwrap.dedent(CODE.format(name=name, program=program, then=then)))
+    calculator = f"{name.lower()}_code.{name}"
+    method = relaxation_method(ASEPotential(calculator_name=calculator), RelaxSettings())
+    write_references(tmp_path / "references.json", ElementalReferences(method=method.label, energies={29: 0.0}), method)
+    evaluator = make_evaluator(
+        calculator, references_path=tmp_path / "references.json", workers=1, limits=WorkerLimits(seconds=seconds)
+    )
+    try:
+        (answer,) = evaluator.collect(evaluator.submit({"a": from_atoms(bulk("Cu"))}))
+    finally:
+        evaluator.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    "launcher", [[], ["setsid", "-w"], ["setsid", "-f"]], ids=["in the group", "in a session", "forked twice"]
+)
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV"])
+def test_the_program_of_a_calculator_that_dies_ends_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, launcher: list[str]
+) -> None:
+    seconds = f"4748.{os.getpid()}"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    there = f"while not any(one.info['cmdline'] == ['sleep', '{seconds}'] for one in psutil.process_iter(['cmdline'])): time.sleep(0.05)"
+    answer = of_code(
+        tmp_path,
+        f"Dying{how}{len(launcher)}{''.join(launcher)[-1:]}",
+        [*launcher, "sleep", seconds],
+        f"{there}\n                os.kill(os.getpid(), signal.{how})",
+    )
+    assert answer.failure is Failure.CRASHED
+    assert how in answer.message
+    assert not sleeping(seconds)
+
+
+def test_what_a_program_that_still_runs_has_used_is_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    burning = [sys.executable, "-c", "while True: pass"]
+    answer = of_code(
+        tmp_path, "Burning", burning, "while sum(psutil.Process(self.program.pid).cpu_times()[:2]) < 3.0: time.sleep(0.05)"
+    )
+    assert answer.converged
+    assert answer.cost_seconds >= 3.0, "the calculator itself needs a tenth of a second"
+
+
+def test_a_calculator_that_closes_what_is_not_its_own_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dft_stub.workers._LAST_SECONDS", 0.5)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    answer = of_code(tmp_path, "Closing", ["true"], "os.closerange(3, 100); time.sleep(3600)", seconds=600.0)
+    assert answer.failure is Failure.CRASHED
+    assert "it closed its connection and lived on" in answer.message
 
 
 def test_folders_named_as_ours_do_not_shadow_the_worker(own_folder: Path) -> None:
@@ -293,6 +370,8 @@ class AtOnce:
     """Answers with the crystal as it is."""
 
     name = "chgnet"
+    gate = DEFAULT_GATE
+    computes = True
 
     def __init__(self, method: Method, elements: frozenset[int]) -> None:
         self.method, self.elements = method, elements
@@ -311,6 +390,8 @@ class AtOnce:
 
     def pending(self, _: str) -> frozenset[str]:
         return frozenset(self.asked)
+
+    def close(self) -> None: ...
 
 
 @pytest.mark.filterwarnings("ignore:No Pauling electronegativity:UserWarning")
@@ -374,6 +455,36 @@ def test_a_round_in_which_all_is_refused_says_where_and_why(
     assert record.summary is not None
     assert record.summary["emptied_by"] == f"{stage}: every candidate was refused (5 volume, 5 overlap)"
     assert (record.summary["n_screened"], record.summary["n_evaluated"]) == (0, 0)
+
+
+@pytest.mark.slow
+def test_the_case_of_a_round_with_copies(tmp_path: Path) -> None:
+    printed = run_case("dup_round.py", tmp_path)
+    evaluated = re.search(r"evaluations (\d+) distinct crystals handed in (\d+)", printed)
+    proposed = re.search(r"candidates (\d+) distinct (\d+)", printed)
+    assert evaluated is not None, printed
+    assert proposed is not None, printed
+    assert evaluated[1] == evaluated[2] != "0", printed
+    assert proposed[1] == proposed[2] != "0", printed
+
+
+@pytest.mark.slow
+def test_the_case_of_a_choice_with_copies(tmp_path: Path) -> None:
+    chosen_and_distinct = re.findall(r"budget 60 chosen (\d+) distinct crystals (\d+)", run_case("select_real.py", tmp_path))
+    assert len(chosen_and_distinct) == 3
+    assert all(n == m == "60" for n, m in chosen_and_distinct), chosen_and_distinct
+
+
+def test_the_case_of_a_gutted_flow(tmp_path: Path) -> None:
+    """The flow that Prefect loads by its file has all that it calls; with foreign folders of its name, see `test_prefect_faults`."""
+    if not (CASES / "pf.sh").exists():
+        pytest.skip(f"{CASES / 'pf.sh'} is not here")
+    script = (CASES / "pf.sh").read_text().replace(".venv/bin/python", sys.executable)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env={**child_environment(), "TMPDIR": str(tmp_path)}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[0] == "True campaign", done.stdout
 
 
 def run_case(name: str, folder: Path) -> str:

@@ -1,6 +1,7 @@
 """Campaigns under Prefect when something is in the way: Ctrl-C, a kill, no server, a foreign folder of our packages' names."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -43,6 +44,20 @@ def test_ctrl_c_ends_a_campaign_under_prefect_and_its_server_with_one_line(emt_w
     assert not server.is_running()
 
 
+def test_a_temporary_server_that_dies_in_the_middle_of_a_campaign_is_one_line(emt_world: Path, tmp_path: Path) -> None:
+    copy_world(emt_world, tmp_path)
+    process = start(tmp_path, *CAMPAIGN)
+    wait_until(process, lambda: begun(tmp_path))
+    (server,) = [child for child in psutil.Process(process.pid).children() if "flows.prefect_server" in child.cmdline()]
+    server.kill()
+    code, _, err = finish(process)
+    assert code == 1
+    assert "Traceback" not in err
+    assert err.count("gnome: ") == 1
+    assert "fails (" in err
+    assert WITHOUT_SERVER in err
+
+
 def test_the_temporary_server_of_a_process_that_was_killed_ends_too(tmp_path: Path) -> None:
     """In a folder with a package of ours' name, which the server must not take."""
     (tmp_path / "flows").mkdir()
@@ -60,8 +75,11 @@ def test_the_temporary_server_of_a_process_that_was_killed_ends_too(tmp_path: Pa
         assert process.stdout.readline().startswith(b"http://127.0.0.1:")
         (server,) = psutil.Process(process.pid).children()
         assert os.getsid(server.pid) == os.getpgid(server.pid) == server.pid
+        all_of_it = [server, *server.children(recursive=True)]
+        assert len(all_of_it) == 2, "the guard and the server"
         process.kill()
-        server.wait(60)
+        for one in all_of_it:
+            one.wait(60)
 
 
 @pytest.fixture
@@ -139,24 +157,53 @@ def test_a_schedule_that_is_none_is_refused(here: Here, tmp_path: Path, cron: st
     assert "five fields are expected, as in '0 3 * * *'" in err
 
 
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Another checkout, that nothing is installed from, whose `flows` notes which processes import it."""
+    for package in ("flows", "pipelines", "gnome", "dft_stub"):
+        shutil.copytree(ROOT / package, tmp_path / "copy" / package, ignore=shutil.ignore_patterns("__pycache__", "_shipped"))
+    with (tmp_path / "copy" / "flows" / "__init__.py").open("a") as file:
+        file.write(f"\nimport os, pathlib\npathlib.Path({str(tmp_path)!r}, f'imported by {{os.getpid()}}').touch()\n")
+    return tmp_path / "copy"
+
+
+LOAD = """
+import subprocess, sys
+from flows.deployments import _neutral_folder
+load = '''from prefect.flows import load_flow_from_entrypoint
+flow = load_flow_from_entrypoint('flows.campaign.campaign_flow')
+print(sys.modules[flow.fn.__module__].__file__, 'run_campaign' in flow.fn.__globals__)'''
+with _neutral_folder(): subprocess.run([sys.executable, '-c', 'import sys; ' + load], check=True)
+"""
+
+
 def test_a_served_run_is_ours_where_a_folder_of_the_same_name_is(tmp_path: Path) -> None:
     for package in ("flows", "pipelines", "gnome"):
         (tmp_path / package).mkdir()
         for name in ("__init__", "campaign"):
             (tmp_path / package / f"{name}.py").write_text("raise SystemExit('not ours')\n")
-    program = (
-        "import subprocess, sys\n"
-        "from flows.deployments import _neutral_folder\n"
-        "load = '''from prefect.flows import load_flow_from_entrypoint\n"
-        "flow = load_flow_from_entrypoint('flows.campaign.campaign_flow')\n"
-        "print(sys.modules[flow.fn.__module__].__file__, 'run_campaign' in flow.fn.__globals__)'''\n"
-        "with _neutral_folder(): subprocess.run([sys.executable, '-c', 'import sys; ' + load], check=True)\n"
-    )
     done = subprocess.run(
-        [sys.executable, "-P", "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        [sys.executable, "-P", "-c", LOAD], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
         check=False, timeout=120,
     )  # fmt: skip
     assert done.stdout.split() == [str(ROOT / "flows" / "campaign.py"), "True"], done.stderr
+
+
+def test_what_a_checkout_starts_is_of_the_same_checkout(copy: Path) -> None:
+    """Run where it stands, as `python -m flows` does, without being installed: the served run and the temporary server."""
+    program = LOAD + "from flows.prefect_server import use_server\nwith use_server() as url: print(url, flush=True), input()\n"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=copy, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().decode().split() == [str(copy / "flows" / "campaign.py"), "True"]
+        assert process.stdout.readline().startswith(b"http://127.0.0.1:")
+        (guard,) = psutil.Process(process.pid).children()
+        (server,) = guard.children()
+        process.communicate(b"\n", timeout=60)
+    assert (copy.parent / f"imported by {server.pid}").exists()
+    assert not server.is_running()
 
 
 @pytest.mark.parametrize("command", ["resume", "abandon"])

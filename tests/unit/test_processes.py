@@ -2,10 +2,12 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +23,6 @@ from gnome.processes import (
     ProcessTimeout,
     child_environment,
     end,
-    kill_tree,
-    own_processor_seconds,
     processor_seconds,
     python_command,
     resident_bytes,
@@ -78,6 +78,46 @@ class TestRunBounded:
         own = f"4802.{os.getpid()}"
         assert run(["sh", "-c", f"sleep {own} > /dev/null & echo done"]) == b"done\n"
         wait_for(lambda: not sleeping(own), "the end of what it left behind")
+
+    @pytest.mark.parametrize(
+        ("left", "n"),
+        [
+            ("setsid sleep {own} > /dev/null &", 1),
+            ("(setsid sh -c '(setsid sleep {own} &) ; sleep {own}; true' > /dev/null &)", 2),
+        ],
+        ids=["another session", "forked twice"],
+    )
+    @pytest.mark.parametrize(
+        ("last", "words"), [("echo done", ""), ("kill -KILL $$", "exit code -9"), ("kill -SEGV $$", "exit code -11")]
+    )
+    def test_what_a_program_leaves_behind_ends_however_that_ended(self, left: str, n: int, last: str, words: str) -> None:
+        own = f"4811.{os.getpid()}"
+        wait = f"while [ $(pgrep -cxf 'sleep {own}') -lt {n} ]; do sleep 0.05; done"
+        command = ["sh", "-c", f"{left.format(own=own)}\n{wait}; {last}"]
+        if words:
+            with pytest.raises(ProcessLost, match=words):
+                run(command)
+        else:
+            assert run(command) == b"done\n"
+        assert not sleeping(own)
+
+    def test_there_is_one_limit_on_the_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        waited: list[float | None] = []
+        wait = subprocess.Popen.wait
+
+        def noting(process: "subprocess.Popen[bytes]", timeout: float | None = None) -> int:
+            waited.append(timeout)
+            return wait(process, timeout)
+
+        monkeypatch.setattr(subprocess.Popen, "wait", noting)
+        with pytest.raises(ProcessTimeout):
+            run(["sh", "-c", "sleep 2; exec 1>&-; sleep 60; true"], seconds=3.0)
+        assert waited[0] is not None
+        assert waited[0] <= 1.0, "what is left when the output has been read"
+
+    def test_a_busy_program_has_no_more_time_than_others(self) -> None:
+        with pytest.raises(ProcessTimeout):
+            run(python("import os\nwhile True: os.write(1, b'x' * 512)"), seconds=0.5, max_output=2**40)
 
     def test_memory_is_limited(self) -> None:
         hoard = python("x = bytearray(2**30); print(len(x))")
@@ -176,16 +216,59 @@ class TestLineWorker:
         finally:
             worker.close()
 
+    def test_what_babbles_without_an_end_of_line_has_its_time_and_its_bytes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        babble = python("import os\nwhile True: os.write(1, b'x' * 8192)")
+        worker = LineWorker(babble, memory_bytes=None)
+        with monkeypatch.context() as patch:
+            patch.setattr("gnome.processes.MAX_LINE", 2**50)
+            with pytest.raises(ProcessTimeout, match=r"gave no answer within 0\.5 s"):
+                worker.ask({}, seconds=0.5)
+        with pytest.raises(ProcessLost, match="wrote more than 67108864 bytes"):
+            worker.ask({}, seconds=PATIENCE)
+        assert worker._process is None
+
+    def test_a_question_that_is_not_read_has_its_time(self) -> None:
+        worker = LineWorker(["sleep", "4812"], memory_bytes=None)
+        with pytest.raises(ProcessTimeout, match="gave no answer within 1 s"):
+            worker.ask({"text": "x" * 2**20}, seconds=1.0)
+
+    def test_a_long_question_and_a_long_answer_wait_for_nobody(self) -> None:
+        worker = LineWorker(python(self.ECHO), memory_bytes=None)
+        try:
+            assert worker.ask({"text": "x" * 2**22}, seconds=PATIENCE)["text"] == "x" * 2**22
+        finally:
+            worker.close()
+
+    def test_what_closes_its_output_and_lives_on_is_ended(self) -> None:
+        own = f"4813.{os.getpid()}"
+        worker = LineWorker(["sh", "-c", f"exec 1>&-; sleep {own}; true"], memory_bytes=None)
+        with pytest.raises(ProcessTimeout, match="closed its output and did not end"):
+            worker.ask({}, seconds=1.0)
+        wait_for(lambda: not sleeping(own), "its end")
+
+    def test_an_answer_nested_without_end_is_no_json(self) -> None:
+        worker = LineWorker(python("print('[' * 10**6, flush=True); input(); input()"), memory_bytes=None)
+        with pytest.raises(ProcessLost, match="no JSON"):
+            worker.ask({}, seconds=PATIENCE)
+
+    def test_another_thread_can_end_it(self) -> None:
+        worker = LineWorker(["sleep", "4814"], memory_bytes=None)
+        timer = threading.Timer(0.5, worker.kill)
+        timer.start()
+        with pytest.raises(ProcessLost, match="ended with exit code -9"):
+            worker.ask({}, seconds=PATIENCE)
+        timer.join()
+
     def test_an_answer_that_was_not_waited_for_meets_no_later_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
         worker = LineWorker(python(self.ECHO), memory_bytes=None)
 
-        def interrupted(*_: object) -> bytes:
+        def interrupted(*_: object, **__: object) -> bytes:
             raise KeyboardInterrupt
 
         try:
             worker.ask({"n": 0}, seconds=PATIENCE)
             with monkeypatch.context() as patch:
-                patch.setattr(worker, "_read_line", interrupted)
+                patch.setattr("gnome.processes._exchange", interrupted)
                 with pytest.raises(KeyboardInterrupt):
                     worker.ask({"n": 1}, seconds=PATIENCE)
             assert worker.ask({"n": 2}, seconds=PATIENCE)["n"] == 2
@@ -262,55 +345,119 @@ class TestProcessorTime:
         finally:
             end(process)
 
-    def test_own_time_holds_that_of_ended_children(self) -> None:
-        before = own_processor_seconds()
-        run(python(BURN))
-        assert own_processor_seconds() - before > 0.55
 
-
-CHILD = """
-    import os, subprocess, sys, threading, time
-    from gnome.processes import end_with_parent
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), kwargs={"poll_seconds": 0.1}, daemon=True).start()
-    subprocess.Popen(["setsid", "sleep", sys.argv[1]])
-    time.sleep(3600)
+PARENT = """
+    import sys
+    from gnome.processes import LineWorker, run_bounded
+    how, own = sys.argv[1:]
+    command = ["sh", "-c", f"setsid sleep {own} & (setsid sh -c 'sleep {own}; true' &) ; sleep {own}; true"]
+    if how == "run":
+        run_bounded(command, b"", seconds=3600, memory_bytes=None, max_output=100)
+    LineWorker(command, memory_bytes=None).ask({}, seconds=3600)
 """
 
 
-@pytest.mark.parametrize("heads_group", [True, False], ids=["head of a group", "in the group of others"])
-def test_a_child_of_a_killed_parent_ends_with_its_grandchild(tmp_path: Path, heads_group: bool) -> None:
-    """And where it shares a group with others, those live on."""
-    own, bystander = f"4807.{os.getpid()}", f"4808.{os.getpid()}"
-    (tmp_path / "child.py").write_text(textwrap.dedent(CHILD))
-    how = f"start_new_session={heads_group}"
-    parent = subprocess.Popen(
-        python(f"""
-            import subprocess, sys, time
-            subprocess.Popen(["sleep", "{bystander}"])
-            child = subprocess.Popen([sys.executable, {str(tmp_path / "child.py")!r}, "{own}"], {how})
-            print(child.pid, flush=True)
-            time.sleep(3600)
-        """),
-        stdout=subprocess.PIPE,
-        env=child_environment(),
-        start_new_session=True,
-    )
+@pytest.mark.parametrize("kind", ["run", "ask"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM], ids=lambda how: how.name)
+def test_what_a_killed_parent_was_waiting_for_ends(kind: str, how: signal.Signals) -> None:
+    own = f"4807.{os.getpid()}"
+    parent = subprocess.Popen([*python(PARENT), kind, own], env=child_environment())
     try:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        wait_for(lambda: bool(sleeping(own)), "the grandchild")
+        wait_for(lambda: len(sleeping(own)) == 3, "the program and its children")
+        parent.send_signal(how)
+        parent.wait()
+        wait_for(lambda: not sleeping(own), "their end")
+    finally:
         parent.kill()
         parent.wait()
-        wait_for(lambda: not sleeping(own), "the end of the grandchild")
-        wait_for(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE, "its own end")
-        assert sleeping(bystander)
-    finally:
-        if parent.stdout is not None:
-            parent.stdout.close()
-        kill_tree(parent.pid)
-        parent.wait()
-        for pid in [*sleeping(own), *sleeping(bystander)]:
+        for pid in sleeping(own):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_child_outlives_the_thread_that_started_it() -> None:
+    """The system's own signal for a parent's death would come with the thread's."""
+    started: list[subprocess.Popen[bytes]] = []
+    thread = threading.Thread(target=lambda: started.append(start(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)))
+    thread.start()
+    thread.join()
+    (process,) = started
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        time.sleep(1.0)  # some looks of the guard
+        process.stdin.write(b"there\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"there\n"
+    finally:
+        end(process)
+
+
+def test_a_program_ends_with_its_guard() -> None:
+    own = f"4808.{os.getpid()}"
+    process = start(["sleep", own])
+    wait_for(lambda: bool(sleeping(own)), "the program")
+    process.kill()
+    wait_for(lambda: not sleeping(own), "its end")
+    end(process)
+
+
+def test_a_guard_that_is_stopped_is_ended_with_what_it_guards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gnome.processes._END_SECONDS", 0.5)
+    own = f"4809.{os.getpid()}"
+    process = start(["sh", "-c", f"setsid sleep {own} & sleep {own}; true"])
+    wait_for(lambda: len(sleeping(own)) == 2, "the program and its child")
+    process.send_signal(signal.SIGSTOP)
+    end(process)
+    wait_for(lambda: not sleeping(own), "their end")
+
+
+def test_what_is_asked_first_may_say_goodbye() -> None:
+    code = """
+        import signal, time
+        signal.signal(signal.SIGTERM, lambda *_: (print("goodbye", flush=True), exit(0)))
+        print("here", flush=True)
+        time.sleep(3600)
+    """
+    for seconds, expected in ((PATIENCE, b"goodbye\n"), (0.0, b"")):
+        process = start(python(code), stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+        said = process.stdout
+        process.stdout = None
+        end(process, terminate_seconds=seconds)
+        with said:
+            assert said.read() == expected
+        assert process.returncode == (0 if seconds else -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("command", ["/nowhere/program", "no-such-program", "/tmp"])
+def test_a_program_that_is_not_there_is_said_at_once(command: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"{command}: no such program"):
+        start([command])
+
+
+def test_a_program_that_cannot_be_run_fails(tmp_path: Path) -> None:
+    (tmp_path / "program").write_text("#!/nowhere/interpreter\n")
+    (tmp_path / "program").chmod(0o755)
+    with pytest.raises(ProcessLost, match="ended with exit code 127"):
+        run([str(tmp_path / "program")])
+
+
+def test_a_guard_holds_no_file_open_and_leaves_signals_as_they_were() -> None:
+    """What a program closes is closed, and it starts with the signals that a shell gives."""
+    ours, theirs = os.pipe()
+    process = start(["sh", "-c", f"exec {theirs}>&-; sleep 4810"], descriptors=[theirs])
+    try:
+        os.close(theirs)
+        ready, _, _ = select.select([ours], [], [], PATIENCE)
+        assert ready
+        assert os.read(ours, 1) == b""
+    finally:
+        end(process)
+        os.close(ours)
+    shown = run(["grep", "-E", "^Sig(Blk|Ign|Cgt)", "/proc/self/status"]).decode()
+    plain = subprocess.run(["grep", "-E", "^Sig(Blk|Ign|Cgt)", "/proc/self/status"], check=True, capture_output=True, text=True)
+    assert shown == plain.stdout
 
 
 def test_answers_are_json_lines() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -87,6 +88,16 @@ def test_the_examples_for_python_run(database: Path, capsys: pytest.CaptureFixtu
     assert "reduced_formula" in out
     assert Path("first.cif").exists()
     assert "on their hull" in out
+
+
+def test_the_round_of_the_readme_runs(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it stands there but for the elements: the small world has no lithium."""
+    (example,) = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text())
+    shutil.copy(database / "gnome.db", "mine.db")
+    changed = example.replace('("Li", "Fe", "O"), budget=20', '("Cu", "Pt"), budget=2')
+    assert changed != example
+    exec(compile(changed, "README.md", "exec"), {})
+    assert re.fullmatch(r"\d hits in [12] evaluations\n", capsys.readouterr().out)
 
 
 def test_what_was_found_is_a_data_frame_with_structures(gnome: Gnome, database: Path) -> None:

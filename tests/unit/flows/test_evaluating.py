@@ -1,5 +1,6 @@
 """Answers of an evaluator that is not what it was, or whose machine fails it."""
 
+import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,11 +11,13 @@ import pytest
 from emt_world import Listening, copy_world, round_settings, settings_in
 
 from dft_stub.evaluator import Evaluation, Evaluator, Failure
-from flows.evaluating import evaluate_crystals
+from dft_stub.recorded import RecordedEvaluator, evaluation_to_dict
+from flows.evaluating import answers, evaluate_crystals
 from flows.rounds import chosen, round_model
 from flows.stages import STAGES, abandon_round, begin_round, run_shard
 from flows.workspace import Workspace, open_workspace
 from gnome.crystals.crystal import Crystal
+from gnome.crystals.validity import GateSettings
 from gnome.database.query import query
 from gnome.database.records import ModelRecord
 from gnome.errors import EvaluatorUnavailable, InvalidInput
@@ -31,6 +34,7 @@ class Unreliable:
     def __init__(self, evaluator: Evaluator, failure: Failure, n_failures: int) -> None:
         self.evaluator, self.failure, self.n_failures = evaluator, failure, n_failures
         self.method, self.elements, self.name = evaluator.method, evaluator.elements, evaluator.name
+        self.gate, self.computes = evaluator.gate, evaluator.computes
         self.asked: dict[str, int] = {}
 
     def submit(self, crystals: Mapping[str, Crystal]) -> str:
@@ -48,6 +52,9 @@ class Unreliable:
 
     def pending(self, ticket: str) -> frozenset[str]:
         return self.evaluator.pending(ticket)
+
+    def close(self) -> None:
+        self.evaluator.close()
 
 
 def up_to_evaluate(workspace: Workspace) -> dict[str, Crystal]:
@@ -81,6 +88,50 @@ def test_what_may_be_the_machines_fault_is_tried_once_more(
     assert result["failures"] == failures
     assert len(stored) == len(crystals) == 3
     assert sum(record.converged for record in stored) == 3 - sum(failures.values())
+
+
+@pytest.mark.parametrize("failure", [Failure.TIMEOUT, Failure.CRASHED, Failure.OUT_OF_MEMORY])
+def test_a_failure_on_record_is_looked_up_and_paid_for_once(emt_world: Path, tmp_path: Path, failure: Failure) -> None:
+    copy_world(emt_world, tmp_path)
+    with open_workspace(settings_in(tmp_path)) as workspace:
+        crystals, method = up_to_evaluate(workspace), workspace.evaluator.method
+        failed = {"method": method, "converged": False, "failure": failure, "message": "slow", "cost_seconds": 900.0}
+        lines = [evaluation_to_dict(Evaluation(id=crystal.id, **failed)) for crystal in crystals.values()]
+        (tmp_path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        vars(workspace)["evaluator"] = RecordedEvaluator(tmp_path / "answers.jsonl", wait=True)
+        for _ in range(2):  # nor is it when the stage is run again
+            evaluate_crystals(workspace, 1, crystals)
+            stored = workspace.store.evaluations_of_round(1)
+            assert len(stored) == 3
+            assert {(one.failure, one.attempts, one.cost_seconds) for one in stored} == {(failure, 1, 900.0)}
+
+
+def test_an_answer_that_nobody_asked_for_is_one_line(emt_world: Path, tmp_path: Path) -> None:
+    class Renaming(Unreliable):
+        def collect(self, ticket: str) -> Iterator[Evaluation]:
+            first, *_ = super().collect(ticket)
+            yield first
+            yield replace(first, id="stranger")
+
+    copy_world(emt_world, tmp_path)
+    with open_workspace(settings_in(tmp_path)) as workspace:
+        crystals = up_to_evaluate(workspace)
+        vars(workspace)["evaluator"] = Renaming(workspace.evaluator, Failure.CRASHED, 0)
+        with pytest.raises(EvaluatorUnavailable, match="answers for 'stranger', which it was not asked for"):
+            evaluate_crystals(workspace, 1, crystals)
+        assert len(workspace.store.evaluations_of_round(1)) == 1
+
+
+def test_the_gate_is_the_evaluators_own(emt_world: Path, tmp_path: Path) -> None:
+    """Here it asks for cells larger than those of any answer; the usual one is not asked."""
+    copy_world(emt_world, tmp_path)
+    with open_workspace(settings_in(tmp_path)) as workspace:
+        crystals = up_to_evaluate(workspace)
+        strict = Unreliable(workspace.evaluator, Failure.CRASHED, 0)
+        strict.gate = GateSettings(min_volume_per_atom=50.0)
+        assert {answer.failure for answer in answers(strict, crystals)} == {Failure.IMPLAUSIBLE}
+        strict.gate = GateSettings()
+        assert {answer.failure for answer in answers(strict, crystals)} == {None}
 
 
 def test_an_evaluator_that_has_changed_does_not_go_on_with_a_round(emt_world: Path, tmp_path: Path) -> None:
