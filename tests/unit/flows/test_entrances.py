@@ -94,7 +94,7 @@ def test_the_round_of_the_readme_runs(database: Path, capsys: pytest.CaptureFixt
     """As it stands there but for the elements: the small world has no lithium."""
     (example,) = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text())
     shutil.copy(database / "gnome.db", "mine.db")
-    changed = example.replace('("Li", "Fe", "O"), budget=20', '("Cu", "Pt"), budget=2')
+    changed = example.replace('("Li", "Fe", "O"), budget=20', '("Cu", "Au", "Ni"), budget=2')
     assert changed != example
     exec(compile(changed, "README.md", "exec"), {})
     assert re.fullmatch(r"\d hits in [12] evaluations\n", capsys.readouterr().out)
