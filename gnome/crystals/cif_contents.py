@@ -12,7 +12,6 @@ from typing import Final
 
 import gemmi
 import numpy as np
-from numpy.typing import NDArray
 
 from gnome.crystals.cif_orbits import Orbits
 from gnome.crystals.cif_syntax import UNSAID, CifTable, number
@@ -209,6 +208,7 @@ def _sum_formula(text: str) -> dict[int, float]:
 
 
 def check_formula(crystal: Crystal, formulas: list[dict[int, float]], text: str) -> None:
+    """Refuse a crystal that is none of the formulas, by any number of units; raises InvalidCrystal with reason `formula_mismatch`."""
     if formulas and not any(_is_composition(crystal, amounts) for amounts in formulas):
         message = f"{crystal.reduced_formula} and {text[:60]!r}"
         raise InvalidCrystal("formula_mismatch", f"the listed atoms disagree with the formula ({message}); is it complete?")

@@ -128,7 +128,7 @@ def _item(
     label = printable(label, 2 * MAX_LABEL)
     try:
         crystal, fields = make()
-        fields = with_own_names(fields)
+        fields = with_own_names(fields, crystal.n_atoms)
         check_crystal(crystal, gate, elements=elements)
         _check_energies(fields, limits)
     except InvalidCrystal as error:

@@ -98,14 +98,17 @@ def test_formation_energies_of_the_materials_project_are_read(tmp_path: Path) ->
     assert isinstance(item, ReadCrystal)
     assert (item.label, item.fields["e_form_per_atom"]) == ("mp-1", -1.9)
     assert unread_energies(item.fields) == ()
-    assert with_own_names({"formation_energy_per_atom": "-1.9"})["e_form_per_atom"] == -1.9
-    assert "e_form_per_atom" not in with_own_names({"formation_energy_per_atom": "nan"})
+    assert with_own_names({"formation_energy_per_atom": "-1.9"}, 2)["e_form_per_atom"] == -1.9
+    assert "e_form_per_atom" not in with_own_names({"formation_energy_per_atom": "nan"}, 2)
 
 
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"parameters": {"run_type": "GGA"}, "data": {"run_type": "R2SCAN"}}, "run_type is R2SCAN and GGA"),
+        (
+            {"parameters": {"run_type": "GGA"}, "data": {"run_type": "R2SCAN"}},
+            "data.run_type is R2SCAN and parameters.run_type is GGA",
+        ),
         ({"energy": -6.0, "energy_per_atom": -4.0}, "energy is -3 eV/atom, energy_per_atom -4"),
     ],
 )

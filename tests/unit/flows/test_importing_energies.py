@@ -55,7 +55,11 @@ def mixed(*kinds: str) -> list[dict[str, Any]]:
     """Mn, O and a compound for each run type, which lies lower the later it comes."""
     first = kinds[0]
     elements = [entry("Mn", ["Mn"], 2.6, -9.0, first), entry("O", ["O"], 2.9, -5.0, first)]
-    return [*elements, *(entry(f"MnO {kind}", ["Mn", "O"], 2.7 + 0.05 * i, -17.0 - i, kind) for i, kind in enumerate(kinds))]
+    oxides = (
+        entry(f"MnO {kind}", ["Mn", "O"], 2.7 + 0.05 * i, -17.0 - i, kind, correction=-0.6 if "U" in kind else 0.0)
+        for i, kind in enumerate(kinds)
+    )
+    return [*elements, *oxides]
 
 
 def test_run_types_of_two_families_never_meet(gnome: Gnome) -> None:
@@ -86,7 +90,7 @@ def test_where_no_run_type_is_said_nothing_changes_and_a_method_from_before_take
     """As in databases whose crystals remember none."""
     write("a.json", *mixed(""))
     assert gnome("import", "a.json", "--method", "mine", "--json").json["imported"] == 3
-    write("gga.json", entry("gga", ["Mn", "O"], 2.9, -17.5, "GGA+U"))
+    write("gga.json", entry("gga", ["Mn", "O"], 2.9, -17.5, "GGA+U", correction=-0.6))
     assert gnome("import", "gga.json", "--method", "mine", "--json").json["imported"] == 1
     assert len({row[0] for row in stored("method")}) == 1
     write("b.json", *mixed(""))
@@ -161,15 +165,15 @@ def test_energies_under_other_names_are_named_and_taken_when_asked(gnome: Gnome)
     ended = gnome("import", "c.extxyz", "--method", "n", "--energy-key", "REF_energy")
     assert "a correction of -0.5 eV/atom stands beside it" in ended.err
     Path("d.json").write_text(json.dumps([entry("d", ["Cs", "Br"], 4.1, formation_energy_peratom=-1.9)]))
-    failed(gnome("import", "d.json", "--method", "n"), 2, "formation_energy_peratom (1 crystals)", "rename the field")
+    failed(gnome("import", "d.json", "--method", "n"), 2, "formation_energy_peratom (1 crystal)", "rename the field")
 
 
 def test_energies_that_relaxing_drops_are_said_to_be(gnome: Gnome) -> None:
     Path("a.extxyz").write_text(element_frame("Cu", "free_energy=-7.0"))
     done = gnome("import", "a.extxyz", "--json")
     assert done.json["imported"] == 1
-    assert "free_energy (1 crystals): not read as energies" in done.json["notes"][0]
-    assert done.err.index("free_energy (1 crystals)") < done.err.index("relaxing")
+    assert "free_energy (1 crystal): not read as energies" in done.json["notes"][0]
+    assert done.err.index("free_energy (1 crystal)") < done.err.index("relaxing")
     Path("b.extxyz").write_text(element_frame("Au", ""))
     assert gnome("import", "b.extxyz", "--json").json["notes"] == []
 
