@@ -102,7 +102,7 @@ def _no_energies(where: str, method_name: str, n: int, unread: Counter[str], ene
     asked = f" under {energy_key!r}" if energy_key else ""
     there = f" There is {_counted(unread)}: {_advice(unread)}." if unread else ""
     return (
-        f"{where}: --method {method_name!r} names the method of energies, and none of the {counted(n, 'crystal')} here comes with "
+        f"{where}: --method {method_name!r} names the method of energies, and of {counted(n, 'crystal')} none comes with "
         f"one{asked}; leave it out to relax them.{there}"
     )
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gnome.crystals.cif import CifLimits, read_block, split_blocks
+from gnome.crystals.cif_energies import cif_energies
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.energy_fields import with_own_names
 from gnome.crystals.entries import NUMERIC_FIELDS, check_count, read_entry
@@ -254,7 +255,7 @@ def _read_cif(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
     blocks = split_blocks(_text(path))
     for number, block in enumerate(blocks, start=1):
         label = str(path) if len(blocks) == 1 else f"{path}#{number}"
-        yield label, lambda block=block: (_cif(block, limits), {})  # type: ignore[misc]
+        yield label, lambda block=block: (_cif(block, limits), cif_energies(block))  # type: ignore[misc]
 
 
 def _cif(text: str, limits: ReadLimits) -> Crystal:
@@ -371,7 +372,10 @@ def _row(row: dict[str, Any], limits: ReadLimits) -> tuple[Crystal, dict[str, An
             fields[name] = None if fields[name] in {None, ""} else float(fields[name])
         except ValueError:
             raise InvalidCrystal("energy", f"{name} is {fields[name]!r}, expected a number") from None
-    return (_structure(text, limits) if is_record else _cif(text, limits)), fields
+    if is_record:
+        return _structure(text, limits), fields
+    crystal = _cif(text, limits)
+    return crystal, cif_energies(text) | {name: value for name, value in fields.items() if value is not None}
 
 
 def _structure(text: str, limits: ReadLimits) -> Crystal:

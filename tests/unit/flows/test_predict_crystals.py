@@ -152,7 +152,7 @@ def test_predict_says_when_too_few_were_evaluated_to_know_its_errors(gnome: Gnom
         (row,) = gnome("predict", folder, "--json", *more).json
         assert row["hull"].startswith("emt")
         assert row["p_stable"] is None
-        assert "no p_stable where too few candidates were evaluated under emt" in gnome("predict", folder, *more).out
+        assert "no p_stable where too few evaluations under emt" in gnome("predict", folder, *more).out
 
 
 def test_predict_fits_an_offset_once_and_anew_where_what_it_left_is_damaged(
@@ -179,7 +179,8 @@ def test_a_hull_table_is_read_as_text_packed_or_not(own_folder: Path) -> None:
     text = "Formula , e_form_per_atom\nNaN,-0.5\nInF,-1.5\nNa,0\n"
     (own_folder / "a.csv").write_text(text)
     (own_folder / "b.csv.gz").write_bytes(gzip.compress(text.encode()))
-    for name in ("a.csv", "b.csv.gz"):
+    (own_folder / "c.csv").write_text(text.replace("e_form_per_atom", "Formation_Energy_per_Atom"))
+    for name in ("a.csv", "b.csv.gz", "c.csv"):
         hull = read_hull(own_folder / name, "pbe")
         assert [dict(entry.composition) for entry in hull.entries] == [{7: 1, 11: 1}, {9: 1, 49: 1}, {11: 1}]
 
