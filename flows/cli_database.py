@@ -224,7 +224,11 @@ def import_command(
         ),
     ] = "",
     run_type: Annotated[
-        str, typer.Option(help="Of energies of several run types, import those of this one, such as R2SCAN.")
+        str,
+        typer.Option(
+            help="Of energies of several run types, import those of this one, such as R2SCAN; rows that do not say theirs count as it. "
+            "GGA+U also lets in GGA beside GGA+U without corrections."
+        ),
     ] = "",
     report: Annotated[Path | None, typer.Option(help="Write what was refused here, one line each.")] = None,
     as_json: Json = False,
