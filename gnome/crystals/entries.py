@@ -38,10 +38,10 @@ def read_entry(record: Any, *, max_atoms: int) -> tuple[Crystal, dict[str, Any]]
     else:
         crystal = _structure_record(structure, max_atoms)
     beside, parameters = record.get("data"), record.get("parameters")
-    if record.get("composition") is not None:
-        _check_composition(record["composition"], crystal)
     fields = _fields(record, beside)
     fields |= _energies(record, fields, crystal.n_atoms)
+    if record.get("composition") is not None:
+        _check_composition(record["composition"], crystal)
     places = {"run_type": record, "data.run_type": beside, "parameters.run_type": parameters}.items()
     stated = ((name, _plain(place).get("run_type")) for name, place in places)
     said = [(name, value) for name, value in stated if isinstance(value, str) and value.strip()]

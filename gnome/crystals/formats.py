@@ -374,8 +374,7 @@ def _row(row: dict[str, Any], limits: ReadLimits) -> tuple[Crystal, dict[str, An
             raise InvalidCrystal("energy", f"{name} is {fields[name]!r}, expected a number") from None
     if is_record:
         return _structure(text, limits), fields
-    crystal = _cif(text, limits)
-    return crystal, cif_energies(text) | {name: value for name, value in fields.items() if value is not None}
+    return _cif(text, limits), fields | {name: value for name, value in cif_energies(text).items() if fields.get(name) is None}
 
 
 def _structure(text: str, limits: ReadLimits) -> Crystal:
