@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli import app, make_console, print_json
+from flows.plurals import counted
 from flows.settings import Settings
 from gnome.atomic_write import atomic_write, require_writable
 from gnome.errors import InvalidInput
@@ -53,8 +54,7 @@ def query_command(
 
     gnome query 'elements HAS "O" AND _gnome_e_above_hull < 0.05' --format json
     """
-    from gnome.database.filters import PREFIX  # noqa: PLC0415
-    from gnome.database.query import count, query  # noqa: PLC0415
+    from gnome.database.query import count, query, values_asked_for  # noqa: PLC0415
     from gnome.database.store import Store  # noqa: PLC0415
 
     if form not in FORMATS:
@@ -67,7 +67,7 @@ def query_command(
     with Store.open(Settings().database, read_only=True) as store:
         rows = query(store, where, sort=sort, limit=limit, with_crystals=structures or form in _HOLDING)
         total = count(store, where)
-        methods = sorted(store.methods())
+        values = values_asked_for(store, where) if not total else {}
     if form == "json":
         print_json([_with_structure(row) for row in rows] if structures else rows)
     elif form == "csv":
@@ -76,14 +76,14 @@ def query_command(
         _print_table(rows, total)
     else:
         from flows.exporting import with_fields  # noqa: PLC0415
-        from gnome.crystals.writers import to_cif, to_extxyz  # noqa: PLC0415
+        from gnome.crystals.writers import to_cifs, to_extxyz  # noqa: PLC0415
 
         items = with_fields(rows)
-        sys.stdout.write(to_extxyz(items) if form == "extxyz" else "".join(to_cif(item) for item in items))
-    if not total and f"{PREFIX}{Quantity.METHOD}" in where:
-        sys.stderr.write(f"gnome: no crystal matches; the methods here are {', '.join(methods) or 'none'}\n")
+        sys.stdout.write(to_extxyz(items) if form == "extxyz" else to_cifs(items))
+    for name, there in values.items():
+        sys.stderr.write(f"gnome: no crystal matches; the {name}s here are {', '.join(there) or 'none'}\n")
     if len(rows) < total and form != "table":
-        sys.stderr.write(f"gnome: {len(rows)} of {total} crystals shown; raise --limit for more\n")
+        sys.stderr.write(f"gnome: {len(rows)} of {counted(total, 'crystal')} shown; raise --limit for more\n")
 
 
 def _with_structure(row: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +120,8 @@ def _print_table(rows: list[dict[str, Any]], total: int) -> None:
     console.print(table)
     left_out = [name.value for name in _COLUMNS if name not in shown]
     console.print(
-        f"{len(rows)} of {total} crystals" + (f"; a wider terminal shows {', '.join(left_out)} too" if left_out else ""),
+        f"{len(rows)} of {counted(total, 'crystal')}"
+        + (f"; a wider terminal shows {', '.join(left_out)} too" if left_out else ""),
         soft_wrap=True,
     )
 
@@ -156,7 +157,10 @@ def show_command(
         ),
     ],
     method: Annotated[
-        str, typer.Option(help="Label of a method, where several know the crystal; the first that stored it otherwise.")
+        str,
+        typer.Option(
+            help="Label of a method or its beginning, where several know the crystal; the first that stored it otherwise."
+        ),
     ] = "",
     lineage: Annotated[bool, typer.Option("--lineage", help="Trace it back to its seed.")] = False,
     as_json: Json = False,
@@ -168,12 +172,12 @@ def show_command(
     from ase.geometry import cell_to_cellpar  # noqa: PLC0415
 
     from flows.reports import lineage_rows, products  # noqa: PLC0415
-    from gnome.database.query import find_id  # noqa: PLC0415
+    from gnome.database.query import find_id, find_method  # noqa: PLC0415
     from gnome.database.store import Store  # noqa: PLC0415
 
     with Store.open(Settings().database, read_only=True) as store:
         crystal_id = find_id(store, crystal_id)
-        stored = store.crystal(crystal_id, method or None)
+        stored = store.crystal(crystal_id, find_method(store, method) if method else None)
         others = [each.row[Quantity.METHOD] for each in store.crystals_by_id([crystal_id])[crystal_id]]
         chain = lineage_rows(store.lineage(crystal_id)) if lineage else []
     if others := [label for label in others if label != stored.row[Quantity.METHOD]]:
@@ -220,7 +224,11 @@ def import_command(
         ),
     ] = "",
     run_type: Annotated[
-        str, typer.Option(help="Of energies of several run types, import those of this one, such as R2SCAN.")
+        str,
+        typer.Option(
+            help="Of energies of several run types, import those of this one, such as R2SCAN; rows that do not say theirs count as it. "
+            "GGA+U also lets in GGA beside GGA+U without corrections."
+        ),
     ] = "",
     report: Annotated[Path | None, typer.Option(help="Write what was refused here, one line each.")] = None,
     as_json: Json = False,
@@ -255,7 +263,7 @@ def import_command(
     if len(lines) > 20:
         console.print(f"... and {len(lines) - 20} more; --report FILE lists them all")
     make_console().print(
-        f"{done.n_imported} crystals imported under {done.method}, {done.n_known} known already, {len(lines)} refused",
+        f"{counted(done.n_imported, 'crystal')} imported under {done.method}, {done.n_known} known already, {len(lines)} refused",
     )
     if not done.n_imported and not done.n_known:
         raise typer.Exit(1)
@@ -283,7 +291,9 @@ def export_command(
     ] = None,
     where: Annotated[str, typer.Option("--filter", help="OPTIMADE filter; all crystals when empty.")] = "",
 ) -> None:
-    """Write crystals with their energies to a file that other programs read.
+    """Write crystals to a file that other programs read, with their energies and methods; a POSCAR (.vasp) has no place for these.
+
+    A CIF holds them as items of its own, such as _gnome_energy_per_atom, which `gnome import` reads and other programs pass over.
 
     gnome export stable.parquet --filter '_gnome_e_above_hull < 0.001'   |   gnome export one.cif 3f2a9
     """
@@ -296,5 +306,10 @@ def export_command(
         if named:
             among = " OR ".join(f'id = "{each}"' for each in dict.fromkeys(named))
             where = f"({among}) AND ({where})" if where else among
-        n = export_crystals(store, out, where)
-    make_console().print(f"{n} crystals written to {out}")
+        n, methods = export_crystals(store, out, where)
+    make_console().print(f"{counted(n, 'crystal')} written to {out}")
+    if len(methods) > 1:
+        sys.stderr.write(
+            f"gnome: of {len(methods)} methods, whose energies never meet: {', '.join(methods)}; "
+            f"--filter '_gnome_method = \"{methods[0]}\"' writes those of one\n"
+        )

@@ -16,7 +16,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows.campaign import campaign_flow
 from flows.prefect_round import settings_parameters
-from flows.prefect_server import use_server
+from flows.prefect_server import use_server, without_password
 from flows.progress import Listener, Silent
 from flows.settings import CampaignSettings, RoundSettings, Settings
 from gnome.errors import InvalidInput
@@ -46,7 +46,7 @@ def serve_campaign(
             + (
                 f"PREFECT_API_URL is not set: a temporary Prefect server at {url} keeps the time."
                 if ours
-                else f"Prefect server: {url}."
+                else f"Prefect server: {without_password(url)}."
             )
         )
         with _neutral_folder():

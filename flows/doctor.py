@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from flows.plurals import counted
 from flows.settings import Settings
 from gnome.errors import GnomeError, InvalidInput
 from gnome.shipped import shipped_data
@@ -73,7 +74,11 @@ def _database(settings: Settings) -> Iterator[Finding]:
     try:
         with Store.open(settings.database, read_only=True) as store:
             counts = store.counts()
-            yield Finding("database", True, f"{store.location}: {counts['crystals']} crystals, {counts['rounds']} rounds")
+            yield Finding(
+                "database",
+                True,
+                f"{store.location}: {counted(counts['crystals'], 'crystal')}, {counted(counts['rounds'], 'round')}",
+            )
             unfinished = store.open_round()
             if unfinished is not None:
                 yield Finding("round", True, unfinished_line(store, unfinished.number))

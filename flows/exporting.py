@@ -18,8 +18,8 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def export_crystals(store: Store, out: Path, where: str = "") -> int:
-    """Write the crystals that a filter matches; the ending of `out` chooses the format.  Returns how many."""
+def export_crystals(store: Store, out: Path, where: str = "") -> tuple[int, list[str]]:
+    """Write the crystals that a filter matches; the ending of `out` chooses the format.  Returns how many, and of which methods."""
     check_target(out)
     rows = query(store, where, sort=Quantity.ID, with_crystals=True)
     if not rows:
@@ -28,7 +28,8 @@ def export_crystals(store: Store, out: Path, where: str = "") -> int:
         raise InvalidInput(
             f"{out}: a POSCAR holds one crystal, and {len(rows)} match; narrow the filter, or name a .cif or .extxyz file"
         )
-    return write_crystals(out, with_fields(rows), kind=None if out.suffix else "cif")
+    n = write_crystals(out, with_fields(rows), kind=None if out.suffix else "cif")
+    return n, sorted({str(row[Quantity.METHOD]) for row in rows})
 
 
 def with_fields(rows: Iterable[Mapping[str, Any]]) -> list[ReadCrystal]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.progress import Listener, Silent
+from flows.tables import E_FORM_COLUMNS, FORMULA_COLUMNS, column_of, find_column
 from gnome.crystals.formula import parse_formula
 from gnome.crystals.unpacking import unpacked
 from gnome.errors import InvalidCrystal, InvalidInput
@@ -21,17 +22,14 @@ from gnome.stability.hull import ConvexHull, HullEntry
 MOST_BYTES = 1 << 30
 """Of a table that is unpacked."""
 _SILENT = Silent()
-FORMULA_COLUMNS = ("formula", str(Quantity.REDUCED_FORMULA), "composition")
-"""Names under which a table may hold its formulas."""
 
 
 def read_hull(path: Path, method: str, listener: Listener = _SILENT) -> ConvexHull:
     """Read a table (.csv or .parquet, or such as .gz) with formulas and e_form_per_atom, eV/atom, as a hull of a method.
 
-    Elements count as 0 whatever the table says: a row of an element that is not there, nor above as another form of it may be, is told to
-    the listener and counts as 0.  But where no row of an element is at 0 or above and one lies deeper than 0.1 eV/atom, the energies look
-    like total ones, and the table is refused.  Raises InvalidInput naming file and row for that and whatever else cannot be used, such
-    as a column `method` that names another.
+    A row that puts an element below 0 is reported and counted as 0.  But where no row of an element is at 0 or above and one lies deeper
+    than 0.1 eV/atom, the energies look like total ones, and the table is refused.  Raises InvalidInput naming file and row for that and
+    whatever else cannot be used, such as a column `method` that names another.
     """
     hull = ConvexHull(method)
     odd: list[tuple[_Row, float]] = []
@@ -100,25 +98,13 @@ _OTHER_REFERENCE = 0.1
 _NOBLE = frozenset({2, 10, 18, 36, 54, 86})
 
 
-def column_of(path: Path, names: list[str], wanted: tuple[str, ...]) -> str:
-    """Find a column by any of its names, spaces and case aside; raises InvalidInput where there is none, or several."""
-    for name in wanted:
-        found = [own for own in names if own.strip().lower() == name]
-        if len(found) > 1:
-            raise InvalidInput(f"{path}: has {len(found)} columns named {name}; keep one")
-        if found:
-            return found[0]
-    raise InvalidInput(f"{path}: no column {' or '.join(wanted)}; it has {', '.join(names) or 'none'}")
-
-
 def _rows(path: Path) -> Iterator[_Row]:
     """Yield phases; everything in a CSV is text, so that sodium nitride stays NaN."""
-    energy_column, method_column = str(Quantity.E_FORM_PER_ATOM), str(Quantity.METHOD)
     try:
         with unpacked(path, MOST_BYTES) as plain:
             names, rows = _parquet_rows(plain) if plain.suffix.lower() == ".parquet" else _csv_rows(plain)
-            formula, energy = (column_of(path, names, wanted) for wanted in (FORMULA_COLUMNS, (energy_column,)))
-            method = next((name for name in names if name.strip().lower() == method_column), None)
+            formula, energy = (column_of(path, names, wanted) for wanted in (FORMULA_COLUMNS, E_FORM_COLUMNS))
+            method = find_column(path, names, (str(Quantity.METHOD),))
             for place, row in rows:
                 named = row.get(method) if method is not None else None
                 yield _Row(place, str(row[formula] or "").strip(), row[energy], str(named or "").strip())

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from dft_stub.evaluator import Evaluation
 from flows.assess import crystal_record, update_hull
+from flows.energy_rows import has_energy, with_energy_under
 from flows.evaluating import answers
-from flows.importing_energies import Imported, has_energy, import_energies, without_energy
+from flows.importing_energies import Imported, import_energies, without_energy
+from flows.plurals import counted
 from flows.workspace import Workspace
 from gnome.crystals.crystal import Crystal
-from gnome.crystals.energy_fields import ALIASES, energy_per_atom_under, is_formation, unread_energies
+from gnome.crystals.energy_fields import ALIASES, is_formation, unread_energies
 from gnome.crystals.formats import ReadCrystal, ReadItem, Refusal, read_crystals
 from gnome.crystals.identity import keys_to_search, same_crystal
 from gnome.database.leases import hold_round, round_holder
@@ -39,7 +41,7 @@ def import_crystals(
     with_energy = [item for item in good if has_energy(item)]
     where = ", ".join(map(str, sources))
     if with_energy and not method_name:
-        raise InvalidInput(f"{where}: {len(with_energy)} crystals come with energies; name their method with --method")
+        raise InvalidInput(f"{where}: {counted(len(with_energy), 'crystal')} with energies; name their method with --method")
     notes: list[str] = []
     unread = Counter(name for item in good if not has_energy(item) for name in unread_energies(item.fields))
     if with_energy:
@@ -87,33 +89,26 @@ def _read(sources: Sequence[Path], energy_key: str) -> tuple[list[ReadCrystal], 
 
 
 def _with_energy(item: ReadItem, key: str) -> ReadItem:
-    """Take the total energy of a crystal from the field named; the formation energy of the file, which is another's, no more."""
+    """Take the total energy of a crystal from the field named, or refuse it."""
     if isinstance(item, Refusal):
         return item
     try:
-        energy = energy_per_atom_under(item.fields, key, item.crystal.n_atoms)
+        return with_energy_under(item, key)
     except InvalidCrystal as error:
         return Refusal(label=item.label, reason=error.reason, message=str(error))
-    if energy is not None and item.fields.get(Quantity.CORRECTION_PER_ATOM):
-        correction = f"a correction of {item.fields[Quantity.CORRECTION_PER_ATOM]:g} eV/atom stands beside it"
-        message = f"{key}: {correction}, and whether it is in there is not known; leave one of the two out"
-        return Refusal(label=item.label, reason="energy", message=message)
-    own = {Quantity.ENERGY_PER_ATOM, Quantity.E_FORM_PER_ATOM}
-    kept = {name: value for name, value in item.fields.items() if name not in own}
-    return replace(item, fields=kept | ({} if energy is None else {str(Quantity.ENERGY_PER_ATOM): energy}))
 
 
 def _no_energies(where: str, method_name: str, n: int, unread: Counter[str], energy_key: str) -> str:
     asked = f" under {energy_key!r}" if energy_key else ""
     there = f" There is {_counted(unread)}: {_advice(unread)}." if unread else ""
     return (
-        f"{where}: --method {method_name!r} names the method of energies, and none of {n} crystals comes with one{asked}; "
-        f"leave it out to relax them.{there}"
+        f"{where}: --method {method_name!r} names the method of energies, and of {counted(n, 'crystal')} none comes with "
+        f"one{asked}; leave it out to relax them.{there}"
     )
 
 
 def _counted(unread: Counter[str]) -> str:
-    return ", ".join(f"{name} ({n} crystals)" for name, n in unread.most_common(5))
+    return ", ".join(f"{name} ({counted(n, 'crystal')})" for name, n in unread.most_common(5))
 
 
 def _advice(unread: Counter[str]) -> str:

@@ -7,22 +7,34 @@ method holds is remembered with its crystals.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flows.assess import crystal_record, update_hull
+from flows.energy_rows import (
+    correction,
+    family_counted,
+    given_e_form,
+    is_bare_u,
+    is_plain_gga,
+    refuse_several_methods,
+    total_energy,
+    unread_beside,
+)
+from flows.plurals import counted
 from flows.workspace import Workspace
 from gnome.crystals.elements import SYMBOLS
-from gnome.crystals.energy_fields import GGA, family_of, run_family, unread_energies
+from gnome.crystals.energy_fields import GGA, family_of, has_u, is_formation, run_family, unread_energies
 from gnome.crystals.formats import ReadCrystal, Refusal
 from gnome.database.records import CrystalRecord
 from gnome.errors import EvaluatorUnavailable, InvalidCrystal, InvalidInput
-from gnome.quantities import STABLE_TOLERANCE, Quantity
+from gnome.quantities import STABLE_TOLERANCE
 from gnome.stability.method import Method
 from gnome.stability.references import ElementalReferences
 
 RUN_TYPE = "run_type"
 GIVEN = "formation_energies"
-"""What is remembered with a crystal, among the versions behind its energy: its family of run types; formation energies as given."""
+WITH_U = "run_type_with_u"
+"""What is remembered with a crystal, among the versions behind its energy: its family of run types; formation energies as given; GGA+U."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,34 +50,22 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Before:
-    """What a method holds already: crystals, families of run types, lowest energies (eV/atom) of elements, and the scale."""
+    """What a method holds already: crystals, families of run types, lowest energies (eV/atom) of elements, and the scale.
+
+    `plain`: GGA without U; `bare_u`: GGA+U without corrections.
+    """
 
     n_crystals: int
     families: frozenset[str]
     lowest: dict[int, float]
     given: bool
+    plain: bool
+    bare_u: bool
 
     @property
     def family(self) -> str:
         """The family that others must not meet; of what does not say it, the one that nearly all entries are of."""
         return min(self.families) if self.families else GGA if self.n_crystals else ""
-
-
-def total_energy(item: ReadCrystal) -> float | None:
-    """Total energy, eV/atom, corrections left out, of a crystal that was read."""
-    value = item.fields.get(Quantity.ENERGY_PER_ATOM)
-    return None if value is None else float(value)
-
-
-def given_e_form(item: ReadCrystal) -> float | None:
-    """Formation energy, eV/atom, as a file gives it."""
-    value = item.fields.get(Quantity.E_FORM_PER_ATOM)
-    return None if value is None else float(value)
-
-
-def has_energy(item: ReadCrystal) -> bool:
-    """Say whether a crystal comes with an energy that an import can use."""
-    return total_energy(item) is not None or given_e_form(item) is not None
 
 
 def import_energies(
@@ -78,11 +78,15 @@ def import_energies(
     """
     method = Method(code="imported", functional=name)
     before = _before(workspace, method)
-    _refuse_several_methods(items)
-    items = _of_one_family(items, before, refused, name, family_of(run_type))
+    refuse_several_methods(item.fields for item in items)
     notes: list[str] = []
+    asked = family_of(run_type)
+    items = _of_one_family(items, before, refused, name, asked, notes)
     given = _are_given(items, before, notes)
     items = _of_one_scale(items, given, refused, name, before)
+    if not given and not asked:
+        items = _without_bare_u(items, before, refused)
+    notes += _unread(items)
     lowest: dict[str, ReadCrystal] = {}
     for item in sorted(items, key=lambda item: _energy(item, given), reverse=True):
         lowest[item.crystal.id] = item
@@ -97,15 +101,17 @@ def import_energies(
 
 
 def _before(workspace: Workspace, method: Method) -> _Before:
-    n_crystals, given, families, lowest = 0, False, set(), dict[int, float]()
+    n_crystals, given, plain, bare_u, families, lowest = 0, False, False, False, set(), dict[int, float]()
     for stored in workspace.store.crystals_of(method.label):
         n_crystals += 1
         versions = stored.row["versions"] or {}
         given = given or GIVEN in versions
-        families.add(str(versions.get(RUN_TYPE, "")))
+        families.add(family := str(versions.get(RUN_TYPE, "")))
+        plain = plain or (family_counted(family) == GGA and WITH_U not in versions)
+        bare_u = bare_u or (WITH_U in versions and not stored.row["correction_per_atom"])
         if stored.row["energy_per_atom"] is not None:
             _lower(lowest, stored.crystal.composition, stored.row["energy_per_atom"] + stored.row["correction_per_atom"])
-    return _Before(n_crystals, frozenset(families - {""}), lowest, given)
+    return _Before(n_crystals, frozenset(families - {""}), lowest, given, plain, bare_u)
 
 
 def _lower(lowest: dict[int, float], composition: Iterable[int], energy: float) -> None:
@@ -116,27 +122,13 @@ def _lower(lowest: dict[int, float], composition: Iterable[int], energy: float) 
 
 def _energy(item: ReadCrystal, given: bool) -> float:
     """Energy, eV/atom, by which two entries of one crystal are compared."""
-    return (given_e_form(item) if given else (total_energy(item) or 0.0) + _correction(item)) or 0.0
-
-
-def _correction(item: ReadCrystal) -> float:
-    return float(item.fields.get(Quantity.CORRECTION_PER_ATOM) or 0.0)
-
-
-def _refuse_several_methods(items: Sequence[ReadCrystal]) -> None:
-    """Refuse rows that name several methods themselves, as an export of a database with two of them does."""
-    named = {str(item.fields[Quantity.METHOD]) for item in items if item.fields.get(Quantity.METHOD)}
-    if len(named) > 1:
-        raise InvalidInput(
-            f"the field `{Quantity.METHOD}` names {len(named)} methods, {', '.join(sorted(named))[:200]}; their energies never meet: "
-            "import each by itself"
-        )
+    return (given_e_form(item) if given else (total_energy(item) or 0.0) + correction(item)) or 0.0
 
 
 def _of_one_family(
-    items: Sequence[ReadCrystal], before: _Before, refused: list[Refusal], name: str, asked: str
+    items: Sequence[ReadCrystal], before: _Before, refused: list[Refusal], name: str, asked: str, notes: list[str]
 ) -> list[ReadCrystal]:
-    """Keep the rows of one family of run types, and those that do not say theirs."""
+    """Keep the rows of one family of run types; what does not say its own counts as GGA/GGA+U, or as the family asked for."""
     families: list[str | None] = []
     for item in items:
         try:
@@ -144,35 +136,72 @@ def _of_one_family(
         except InvalidCrystal as error:
             families.append(None)
             refused.append(Refusal(label=item.label, reason=error.reason, message=str(error)))
-    said = Counter(family for family in families if family)
     if asked and before.n_crystals and asked != before.family:
         says = "holds" if before.families else "does not say its run types, which may be"
         raise InvalidInput(f"--run-type {asked}: the method {name!r} {says} {before.family}; name another --method")
-    if asked and not said[asked]:
-        raise InvalidInput(
-            f"--run-type {asked}: no crystal with an energy says so; there are {', '.join(sorted(said)) or 'none'}"
-        )
-    wanted = asked or before.family or max(sorted(said), key=lambda family: (said[family], family == GGA), default="")
-    kept = []
+    if asked and not {asked, ""} & set(families):
+        there = ", ".join(sorted(filter(None, set(families)))) or "none"
+        raise InvalidInput(f"--run-type {asked}: no crystal with an energy says so; there are {there}")
+    n_of = Counter(asked or GGA if family == "" else family for family in families if family is not None)
+    wanted = asked or before.family or max(sorted(n_of), key=lambda family: (n_of[family], family == GGA), default="")
+    kept, n_silent = [], 0
     for item, family in zip(items, families, strict=True):
-        if family in {"", wanted}:
+        if family == wanted or (family == "" and wanted == GGA):
             kept.append(item)
+        elif family == "" and asked:
+            n_silent += 1
+            kept.append(replace(item, fields={**item.fields, RUN_TYPE: asked}))
         elif family is not None:
-            beside = (
-                f"and {name!r} holds {wanted}" if before.families
-                else f"and {name!r} holds energies that do not say theirs" if before.n_crystals
-                else f"and --run-type takes {wanted}" if asked
-                else f"where {said[wanted]} of this import are {wanted}"
-            )  # fmt: skip
-            refused.append(
-                Refusal(
-                    label=item.label,
-                    reason="run_type",
-                    message=f"its run type is {family}, {beside}; their energies never meet: import it under another --method, "
-                    f"with --run-type {family}",
-                )
-            )
+            refused.append(_of_another_family(item, family, wanted, before, name, asked, n_of[wanted]))
+    if n_silent:
+        notes.append(f"{counted(n_silent, 'crystal')} without a run type: taken as {asked}, as --run-type says")
     return kept
+
+
+def _of_another_family(
+    item: ReadCrystal, family: str, wanted: str, before: _Before, name: str, asked: str, n_wanted: int
+) -> Refusal:
+    beside = (
+        f"and {name!r} holds {wanted}" if before.families
+        else f"and {name!r} holds energies that do not say theirs" if before.n_crystals
+        else f"and --run-type takes {wanted}" if asked
+        else f"where {n_wanted} of this import are {wanted}"
+    )  # fmt: skip
+    if family:
+        says, advice = f"its run type is {family}", f"import it under another --method, with --run-type {family}"
+    else:
+        says = f"it does not say its run type, which counts as {GGA}"
+        advice = f"if it is of {wanted}, import it by itself with --run-type {wanted}, otherwise under another --method"
+    return Refusal(label=item.label, reason="run_type", message=f"{says}, {beside}; their energies never meet: {advice}")
+
+
+def _without_bare_u(items: Sequence[ReadCrystal], before: _Before, refused: list[Refusal]) -> list[ReadCrystal]:
+    """Refuse GGA+U without corrections beside GGA, whose energies are eV/atom apart; or GGA where the method holds such."""
+    plain = [is_plain_gga(item, run_family(item.fields)) for item in items]
+    bare = [is_bare_u(item) for item in items]
+    if before.bare_u and not before.plain:
+        wrong, says = plain, "it is of GGA, and the method holds energies of GGA+U without corrections"
+    elif before.plain or any(plain):
+        wrong, says = bare, "its run type is GGA+U and it has no correction, beside energies of GGA"
+    else:
+        return list(items)
+    advice = "import both with their corrections, or say with --run-type GGA+U that they are on one scale"
+    refused += [
+        Refusal(label=item.label, reason="run_type", message=f"{says}: {advice}")
+        for item, is_wrong in zip(items, wrong, strict=True)
+        if is_wrong
+    ]
+    return [item for item, is_wrong in zip(items, wrong, strict=True) if not is_wrong]
+
+
+def _unread(items: Sequence[ReadCrystal]) -> list[str]:
+    """Say which fields look like other energies than those that are taken."""
+    names = Counter(name for item in items for name in unread_beside(item))
+    return [
+        f"{name} ({counted(n, 'crystal')}) is another energy than the one taken, and is not read"
+        + ("" if is_formation(name) else f"; --energy-key {name} takes it")
+        for name, n in names.most_common(5)
+    ]
 
 
 def _are_given(items: Sequence[ReadCrystal], before: _Before, notes: list[str]) -> bool:
@@ -185,8 +214,8 @@ def _are_given(items: Sequence[ReadCrystal], before: _Before, notes: list[str]) 
         return bool(items)
     if n_total < len(items):
         raise InvalidInput(
-            f"{len(items) - n_total} crystals come with formation energies alone and {len(items) - n_given} with total energies alone; "
-            "the two never meet on one hull: import them apart, each under a --method of its own"
+            f"{counted(len(items) - n_total, 'crystal')} with formation energies alone and {len(items) - n_given} with total energies "
+            "alone; the two never meet on one hull: import them apart, each under a --method of its own"
         )
     if n_given:
         notes.append(
@@ -230,7 +259,7 @@ def _total_records(
 ) -> list[CrystalRecord]:
     lowest = dict(before.lowest)
     for item in items:
-        _lower(lowest, item.crystal.composition, (total_energy(item) or 0.0) + _correction(item))
+        _lower(lowest, item.crystal.composition, (total_energy(item) or 0.0) + correction(item))
     if moved := sorted(z for z, energy in before.lowest.items() if lowest[z] < energy - 1e-9):
         raise InvalidInput(
             f"{', '.join(SYMBOLS[z] for z in moved)}: this import holds a lower form of the element than those under "
@@ -242,7 +271,7 @@ def _total_records(
     n_lacking = 0
     for item in items:
         try:
-            e_form = references.formation_energy_per_atom(item.crystal.composition, total_energy(item) or 0.0, _correction(item))
+            e_form = references.formation_energy_per_atom(item.crystal.composition, total_energy(item) or 0.0, correction(item))
         except EvaluatorUnavailable:
             own = set(item.crystal.composition) - references.elements
             lacking |= own
@@ -253,8 +282,8 @@ def _total_records(
         _append(records, item, _said(item, method), e_form, refused)
     if lacking:
         notes.append(
-            f"{n_lacking} crystals have no formation energy, which is taken from the elements: import the entries of {_names(lacking)} "
-            f"of the same method too, in one command with these or before, under --method {method.functional}"
+            f"{counted(n_lacking, 'crystal')} without a formation energy, which is taken from the elements: import the entries of "
+            f"{_names(lacking)} of the same method too, in one command with these or before, under --method {method.functional}"
         )
     return records
 
@@ -266,7 +295,9 @@ def _names(elements: set[int]) -> str:
 def _said(item: ReadCrystal, method: Method, *, given: bool = False) -> Method:
     """Remember beside the method what the row says of its energy."""
     family = run_family(item.fields)
-    said = ({RUN_TYPE: family} if family else {}) | ({GIVEN: "as given"} if given else {})
+    said = {RUN_TYPE: family} if family else {}
+    said |= {GIVEN: "as given"} if given else {}
+    said |= {WITH_U: "GGA+U"} if has_u(item.fields) else {}
     return Method(code=method.code, functional=method.functional, versions=said)
 
 
@@ -278,7 +309,7 @@ def _append(records: list[CrystalRecord], item: ReadCrystal, method: Method, e_f
                 method,
                 e_form_per_atom=e_form,
                 energy_per_atom=total_energy(item),
-                correction_per_atom=_correction(item),
+                correction_per_atom=correction(item),
                 origin="imported",
                 source=item.label,
             )

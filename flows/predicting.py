@@ -167,7 +167,7 @@ def _why_no_probability(row: Row, crystal: Crystal, phases: KnownPhases | None, 
     if row[Quantity.P_STABLE] is not None:
         return None
     if phases is not None and phases.offset is not None and row["hull"] is not None:
-        return f"too few candidates were evaluated under {row['hull']} to learn from how far predictions are off: run more rounds"
+        return f"too few evaluations under {row['hull']} to calibrate the errors: run more rounds"
     if volumes != 1:
         return "several volumes are tried, for which the ensemble's errors are not known"
     if phases is None:

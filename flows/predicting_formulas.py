@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.device import device_of
-from flows.hull_table import FORMULA_COLUMNS, MOST_BYTES, column_of
+from flows.hull_table import MOST_BYTES
 from flows.settings import Settings
+from flows.tables import FORMULA_COLUMNS, column_of
 from flows.workspace import current_weights
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formula import MAX_FORMULA_LENGTH, parse_amounts

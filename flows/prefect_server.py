@@ -67,7 +67,7 @@ def use_server(*, scheduling: bool = False) -> Iterator[str]:
         with temporary_settings(changes):
             yield url
     except (httpx.HTTPError, PrefectException) as error:
-        raise GnomeError(f"the Prefect server at {_without_password(url)} fails ({_brief(error)}); {advice}") from None
+        raise GnomeError(f"the Prefect server at {without_password(url)} fails ({_brief(error)}); {advice}") from None
 
 
 def _require_answer(url: str, advice: str) -> None:
@@ -79,7 +79,7 @@ def _require_answer(url: str, advice: str) -> None:
         problem = error
     if problem is not None:
         raise GnomeError(
-            f"the Prefect server at PREFECT_API_URL={_without_password(url)} does not answer ({_brief(problem)}); {advice}"
+            f"the Prefect server at PREFECT_API_URL={without_password(url)} does not answer ({_brief(problem)}); {advice}"
         )
 
 
@@ -131,12 +131,13 @@ def _last_line(said: IO[str]) -> str:
     return f" ({lines[-1][:300]})" if lines else ""
 
 
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//...@", url)
+def without_password(text: str) -> str:
+    """What is said of an address, or with one in it, without the name and password that may stand in the address."""
+    return re.sub(r"//[^\s'\"]*@", "//...@", text)
 
 
 def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return without_password(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def main() -> None:

@@ -4,10 +4,9 @@ A CIF lists sites and symmetry operations, and the reader multiplies them: 60 si
 sites and operations are counted before anything is expanded, and large products are refused.
 
 What is read goes one way: `cif_syntax` (blocks, quotes, loops), `cif_sites` (what atoms are listed), `cif_operations` or, where none are
-listed, `cif_group` (the symmetry), `cif_orbits` (all atoms of the cell), and the checks of this file on what came out.
+listed, `cif_group` (the symmetry), `cif_orbits` (all atoms of the cell), and the checks of `cif_contents` and this file on what came out.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Lattice
 from scipy.spatial import cKDTree
 
+from gnome.crystals.cif_contents import Symmetry, check_contents, check_formula, stated_formulas
 from gnome.crystals.cif_group import group_number, named_operations, settings_named
 from gnome.crystals.cif_operations import Operations, read_operations, triplets
 from gnome.crystals.cif_orbits import MOST_APART, expand
@@ -23,8 +23,7 @@ from gnome.crystals.cif_sites import count_sites, read_sites
 from gnome.crystals.cif_syntax import UNSAID, CifTable, number, read_table, split_blocks
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.elements import SYMBOLS
-from gnome.crystals.formula import parse_amounts
-from gnome.errors import InvalidCrystal, InvalidInput
+from gnome.errors import InvalidCrystal
 
 __all__ = ["CifLimits", "parse_block", "read_block", "split_blocks"]
 
@@ -69,15 +68,17 @@ def _crystal(table: CifTable) -> Crystal:
     _refuse_other_symmetry(table)
     lattice = _lattice(table)
     metric = lattice @ lattice.T
-    formulas, formula = _formulas(table)
+    formulas, formula = stated_formulas(table)
     is_right = all(value == _RIGHT_ANGLE for value in _cell(table)[1])
     symbols = frozenset(SYMBOLS[z] for amounts in formulas for z in amounts)
     sites = read_sites(table, symbols, np.sqrt(np.diag(metric)) if is_right else None)
     operations = _operations(table, metric)
-    crystal = Crystal(lattice, *expand(sites, operations, lattice))
-    _check_formula(crystal, formulas, formula)
-    if _listed_operations(table):
-        _check_named_group(table, crystal, operations)
+    numbers, coords, orbits = expand(sites, operations, lattice)
+    crystal = Crystal(lattice, numbers, coords)
+    check_formula(crystal, formulas, formula)
+    is_listed = bool(_listed_operations(table))
+    is_named = is_listed and _check_named_group(table, crystal, operations)
+    check_contents(table, crystal, Symmetry(len(operations), orbits, is_listed=is_listed, is_sure=is_named), formulas)
     return crystal
 
 
@@ -146,74 +147,22 @@ def _product(table: CifTable) -> int:
     return count_sites(table) * (len(_listed_operations(table)) or by_name)
 
 
-_TERM: Final = re.compile(r"([A-Z][a-z]?)\s*((?:\d+\.?\d*|\.\d+)?)[\s,]*")
-_CHARGE: Final = re.compile(r"[\s,]*\d*[+-]\s*$")
-_SAME_RATIO: Final = 3e-3
+def _check_named_group(table: CifTable, crystal: Crystal, operations: Operations) -> bool:
+    """Refuse operations that are not those of the group that is named, unless the crystal has its symmetry: all atoms are listed then.
 
-
-def _formulas(table: CifTable) -> tuple[list[dict[int, float]], str]:
-    """Amounts by atomic number of the formula that a block states, in each way to read it, and its text; nothing where it states none.
-
-    Raises InvalidCrystal with reason `formula_mismatch` where the sum formula is not understood.
+    Returns whether a group is named whose operations they are.
     """
-    if text := table.one("_chemical_formula_sum"):
-        plain = _CHARGE.sub("", text.strip("'\" ()"))
-        spellings = [plain]
-        if re.fullmatch(r"(?:[A-Z]{1,2}[\d.]*\s*)+", plain):
-            spellings.append(" ".join(word.capitalize() for word in plain.split()))
-        found = [amounts for amounts in map(_sum_formula, spellings) if amounts]
-        if not found:
-            raise InvalidCrystal(
-                "formula_mismatch", f"the sum formula {text[:60]!r} is not understood; correct it or leave it out"
-            )
-        return found, text
-    if text := table.one("_chemical_formula_structural"):
-        try:
-            return [parse_amounts(text)], text
-        except InvalidInput:  # it may hold names, dots and charges in any way
-            return [], ""
-    return [], ""
-
-
-def _sum_formula(text: str) -> dict[int, float]:
-    """Amounts of a formula without brackets, as `Cl Na2 O0.5`; empty where it is not understood."""
-    amounts: dict[int, float] = {}
-    place = 0
-    while place < len(text):
-        term = _TERM.match(text, place)
-        symbol = "H" if term and term[1] == "D" else term[1] if term else ""
-        if term is None or symbol not in SYMBOLS[1:]:
-            return {}
-        z = SYMBOLS.index(symbol)
-        amounts[z] = amounts.get(z, 0.0) + float(term[2] or 1)
-        place = term.end()
-    return {z: amount for z, amount in amounts.items() if amount > 0}
-
-
-def _check_formula(crystal: Crystal, formulas: list[dict[int, float]], text: str) -> None:
-    if formulas and not any(_is_composition(crystal, amounts) for amounts in formulas):
-        message = f"{crystal.reduced_formula} and {text[:60]!r}"
-        raise InvalidCrystal("formula_mismatch", f"the listed atoms disagree with the formula ({message}); is it complete?")
-
-
-def _is_composition(crystal: Crystal, amounts: dict[int, float]) -> bool:
-    if set(crystal.composition) != set(amounts):
-        return False
-    ratios = [n / amounts[z] for z, n in crystal.composition.items()]
-    return max(ratios) <= min(ratios) * (1 + _SAME_RATIO)
-
-
-def _check_named_group(table: CifTable, crystal: Crystal, operations: Operations) -> None:
-    """Refuse operations that are not those of the group that is named, unless the crystal has its symmetry: all atoms are listed then."""
     try:
         allowed, shown = settings_named(table)
     except InvalidCrystal:  # names that nobody understands are of no matter beside operations
-        return
-    if not allowed or group_number(operations) in {0, *allowed.values()}:
-        return
+        return False
+    number = group_number(operations)
+    if not allowed or number in {0, *allowed.values()}:
+        return bool(allowed) and number != 0
     if not any(_has_symmetry(crystal, read_operations(setting)) for setting in allowed):
         listed = f"{len(operations)} symmetry operations are listed, which are not those of the space group {shown}"
         raise InvalidCrystal("malformed", f"{listed}; correct the one or the other")
+    return True
 
 
 def _has_symmetry(crystal: Crystal, operations: Operations) -> bool:

@@ -27,6 +27,11 @@ _KINDS: Final = {
     re.compile(r"_space_group_it_coordinate_system_code"): "code",
 }
 _MAY_MEAN_MORE: Final = re.compile(r".*(group.*name|it_number|int_tables_number|symop|equiv_pos|crystal_system|cell_setting).*")
+_BY_SITE: Final = {
+    re.compile(r"_atom_site_(site_)?symmetry_(multiplicity|order)"): re.compile(r"1(\.0*)?"),
+    re.compile(r"_atom_site_wyckoff_(symbol|label)"): re.compile(r"1?[aA]"),
+}
+"""What sites say of their symmetry, and what all of them say in P1."""
 _RIGHT: Final = 1e-3
 """Degrees within which an angle is a right one."""
 
@@ -96,6 +101,12 @@ def _refuse_hints(table: CifTable) -> None:
         if _MAY_MEAN_MORE.fullmatch(name) and (said or "symop" in name or "equiv_pos" in name):
             value = f" {said[0][:40]!r}" if said else ""
             raise InvalidCrystal("malformed", f"{name}{value} speaks of symmetry, no space group is named {_LIST_THEM}")
+        for pattern, in_p1 in _BY_SITE.items():
+            other = [value for value in values if value not in UNSAID and not in_p1.fullmatch(value)]
+            if other and pattern.fullmatch(name):
+                raise InvalidCrystal(
+                    "malformed", f"{name} {other[0][:40]!r} speaks of symmetry, no space group is named {_LIST_THEM}"
+                )
 
 
 _SUFFIX: Final = re.compile(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gnome.errors import InvalidCrystal
 
 METRIC_TOLERANCE: Final = 0.02
-"""How far an operation may change lengths and angles, relative to the largest squared length: cells are written with few digits."""
+"""How far an operation may change lengths and angles, relative to the lengths concerned: cells are written with few digits."""
 
 _GRID: Final = 24  # translations of space groups in their usual cells are multiples of 1/24
 _TERM: Final = re.compile(r"([+-]?)(?:(\d+)/(\d+)|(\d+\.?(\d*)|\.(\d+))|([xyz]))")
@@ -31,8 +31,9 @@ class Operations:
 
     def fit(self, metric: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which of the operations (n) leave a cell with this metric tensor (3, 3) as it is."""
-        change = np.abs(np.swapaxes(self.rotations, 1, 2) @ metric @ self.rotations - metric).max(axis=(1, 2))
-        return np.asarray(change <= METRIC_TOLERANCE * metric.max())
+        change = np.abs(np.swapaxes(self.rotations, 1, 2) @ metric @ self.rotations - metric)
+        lengths = np.sqrt(np.diag(metric))
+        return np.asarray((change <= METRIC_TOLERANCE * np.outer(lengths, lengths)).all(axis=(1, 2)))
 
 
 @lru_cache(maxsize=256)

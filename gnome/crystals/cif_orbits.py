@@ -1,5 +1,6 @@
 """Atoms of a cell from the sites of its asymmetric unit: one atom a place, also where places are written with few digits."""
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -20,8 +21,19 @@ _GRID_START: Final = 0.0137219387  # so that no usual coordinate lies between tw
 _GRID: Final = 100_000
 
 
-def expand(sites: Sites, operations: Operations, lattice: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """All atoms of the cell: atomic numbers (n) and fractional coordinates (n, 3) in [0, 1), site by site.
+@dataclass(frozen=True, eq=False)
+class Orbits:
+    """Of each site that is listed (n): its label, how many atoms it stands for, and how many sites are listed for these."""
+
+    labels: tuple[str, ...]
+    lengths: NDArray[np.int64]
+    n_listed: NDArray[np.int64]
+
+
+def expand(
+    sites: Sites, operations: Operations, lattice: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], Orbits]:
+    """All atoms of the cell: atomic numbers (n) and fractional coordinates (n, 3) in [0, 1), site by site; and the sites' orbits.
 
     A site within its digits of a special position is moved onto it and has that position's multiplicity.  A site that is another's image is
     the same atom.  Raises InvalidCrystal with reason `disordered` where sites share a place, `overlap` where a multiplicity is in doubt.
@@ -30,9 +42,12 @@ def expand(sites: Sites, operations: Operations, lattice: NDArray[np.float64]) -
         _orbit(coords, unit, operations, lattice, label)
         for coords, unit, label in zip(sites.frac_coords, sites.units, sites.labels, strict=True)
     ]
-    kept = _distinct(sites, orbits, lattice)
+    owners = _owners(sites, orbits, lattice)
+    kept = [i for i, owner in enumerate(owners) if i == owner]
     numbers = np.concatenate([np.full(len(orbits[i]), sites.atomic_numbers[i]) for i in kept])
-    return numbers, np.concatenate([orbits[i] for i in kept])
+    n_listed = np.bincount(owners, minlength=len(orbits))[owners]
+    found = Orbits(sites.labels, np.array([len(orbit) for orbit in orbits]), n_listed)
+    return numbers, np.concatenate([orbits[i] for i in kept]), found
 
 
 def _orbit(
@@ -75,12 +90,12 @@ def _wrapped(coords: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(wrapped >= 1.0, 0.0, wrapped)
 
 
-def _distinct(sites: Sites, orbits: list[NDArray[np.float64]], lattice: NDArray[np.float64]) -> list[int]:
-    """Sites that are no image of another: files list whole orbits beside the operations at times."""
+def _owners(sites: Sites, orbits: list[NDArray[np.float64]], lattice: NDArray[np.float64]) -> list[int]:
+    """The site of which each is an image, mostly itself: files list whole orbits beside the operations at times."""
     owner = np.concatenate([np.full(len(orbit), i) for i, orbit in enumerate(orbits)])
     shortest = float(np.linalg.svd(lattice, compute_uv=False).min())  # angstrom that a step of 1 in fractions takes at least
     tree = cKDTree(np.concatenate(orbits), boxsize=1.0)
-    merged: set[int] = set()
+    owners = list(range(len(orbits)))
     for one, other in sorted({(owner[i], owner[j]) for i, j in tree.query_pairs(SAME_PLACE / shortest) if owner[i] != owner[j]}):
         difference = orbits[other][:, None] - orbits[one][None]
         apart = np.linalg.norm((difference - np.rint(difference)) @ lattice, axis=-1)
@@ -91,5 +106,5 @@ def _distinct(sites: Sites, orbits: list[NDArray[np.float64]], lattice: NDArray[
         if listed_twice or sites.atomic_numbers[one] != sites.atomic_numbers[other] or len(orbits[one]) != len(orbits[other]):
             labels = f"{sites.labels[one][:40]} and {sites.labels[other][:40]}"
             raise InvalidCrystal("disordered", f"sites share a place ({labels}); give an ordered crystal")
-        merged.add(int(other))
-    return [i for i in range(len(orbits)) if i not in merged]
+        owners[int(other)] = owners[int(one)]
+    return owners

@@ -98,9 +98,9 @@ def _elements(table: CifTable, formula: frozenset[str]) -> list[str]:
     labels = table.column("_atom_site_label") or ("?",) * n_sites
     if len(symbols) != n_sites or len(labels) != n_sites:
         raise InvalidCrystal("malformed", f"{n_sites} sites, {len(labels)} labels and {len(symbols)} type symbols")
-    in_capitals = not any(re.match("[A-Z][a-z]", symbol) for symbol in symbols)
+    in_capitals = _are_in_capitals(symbols)
     return [
-        _of_label(label, formula) if symbol in UNSAID else _of_symbol(symbol, in_capitals=in_capitals)
+        _of_label(label, formula) if symbol in UNSAID else _of_symbol(symbol, formula, in_capitals=in_capitals)
         for symbol, label in zip(symbols, labels, strict=True)
     ]
 
@@ -109,14 +109,30 @@ _CHARGED: Final = re.compile(r"([A-Za-z]{1,2})(\d*\.?\d*[+-]|[+-]\d*\.?\d*|)")
 _NUMBERED: Final = re.compile(r"([A-Z][a-z]?)\d+")  # a label in the place of a symbol; NO3 is no nobelium
 
 
-def _of_symbol(text: str, *, in_capitals: bool) -> str:
-    """Element of a type symbol: Cs, Cs1+, Cs+, Cs+1, Cl-, Na1; CS where all symbols are in capitals: elsewhere it may be C and S."""
+_KNOWN_IN_BULK: Final = SYMBOLS.index("Cf")  # the heaviest of which there are crystals: CN and NO are no copernicium and nobelium
+
+
+def _are_in_capitals(symbols: tuple[str, ...]) -> bool:
+    """Whether NA or CL proves that symbols stand in capitals, which CO alone does not."""
+    if any(re.match("[A-Z][a-z]", symbol) for symbol in symbols):
+        return False
+    letters = [found[1].upper() for symbol in symbols if (found := _CHARGED.fullmatch(symbol))]
+    return any(len(pair) == 2 and pair.capitalize() in _SYMBOLS and not set(pair) <= _SYMBOLS for pair in letters)
+
+
+def _of_symbol(text: str, formula: frozenset[str], *, in_capitals: bool) -> str:
+    """Element of a type symbol: Cs, Cs1+, Cs+, Cs+1, Cl-, Na1; CS only where the formula or another symbol tells it from C and S."""
     if re.match(r"\d+[A-Za-z]", text):
         raise InvalidCrystal("isotope", f"{text[:20]} is an isotope; write the element alone")
     found = _CHARGED.fullmatch(text) or _NUMBERED.fullmatch(text)
     symbol = found[1].capitalize() if found else ""
-    if found and found[1].isupper() and not in_capitals and set(found[1]) <= _SYMBOLS and len(found[1]) > 1:
-        symbol = ""
+    if found and found[1] != symbol and len(symbol) == 2 and set(found[1].upper()) <= _SYMBOLS and symbol in _SYMBOLS:
+        is_heavy = SYMBOLS.index(symbol) > _KNOWN_IN_BULK
+        if not (symbol in formula if formula else in_capitals and not is_heavy):
+            raise InvalidCrystal(
+                "unsupported_element",
+                f"the type symbol {text[:20]!r} may mean {symbol} or {' and '.join(found[1].upper())}; write {symbol} if it is that",
+            )
     if symbol in _ISOTOPES:
         raise InvalidCrystal("isotope", f"{symbol} is an isotope; write it as H")
     if symbol not in _SYMBOLS:

@@ -29,7 +29,7 @@ _USED: Final = ("_cell_", "_atom_site_", "_symmetry_", "_space_group_", "_chemic
 class CifTable:
     """Values of a block by data name (small letters, dots as underscores), and which loop they stand in.
 
-    `unsaid` are what a value is that is missing: `?` (unknown) and `.` (does not apply).
+    A value that is missing is one of `UNSAID`: empty, `?` (unknown) or `.` (does not apply).
     """
 
     columns: Mapping[str, tuple[str, ...]]

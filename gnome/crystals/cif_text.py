@@ -6,7 +6,7 @@ The cell and its number of atoms stay as they are.  The origin moves where the g
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import gemmi
@@ -29,8 +29,14 @@ _ON_GRID: Final = 1e-3
 _MOST_ATOMS: Final = 1_000  # of which the symmetry is looked for: an export is no place to wait
 
 
-def cif_text(crystal: Crystal, name: str) -> str:
-    """CIF text of a data block of that name."""
+def cif_text(crystal: Crystal, name: str, said: Mapping[str, float | str] | None = None) -> str:
+    """CIF text of a data block of that name; `said`: more items of the block, values by data name."""
+    more = [f"{item} {_quoted(value) if isinstance(value, str) else repr(value)}\n" for item, value in (said or {}).items()]
+    head, rest = _cif_text(crystal, name).split("\n", 1)
+    return f"{head}\n{''.join(more)}{rest}"
+
+
+def _cif_text(crystal: Crystal, name: str) -> str:
     everything = np.arange(crystal.n_atoms)
     in_p1 = _text(crystal, name, everything, crystal.frac_coords, read_operations(()), gemmi.find_spacegroup_by_number(1), 1)
     if crystal.n_atoms > _MOST_ATOMS:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnome.crystals.crystal import Crystal
-from gnome.crystals.energy_fields import family_of, number
+from gnome.crystals.energy_fields import AGREE, ALIASES, check_stated_energy, number, one_family
 from gnome.errors import InvalidCrystal
 from gnome.quantities import Quantity
 
@@ -38,22 +38,16 @@ def read_entry(record: Any, *, max_atoms: int) -> tuple[Crystal, dict[str, Any]]
     else:
         crystal = _structure_record(structure, max_atoms)
     beside, parameters = record.get("data"), record.get("parameters")
-    fields = _plain(record, skipped={"energy"}) | {name: record[name] for name in NUMERIC_FIELDS & record.keys()} | _plain(beside)
-    for name, quantity in (("energy", Quantity.ENERGY_PER_ATOM), ("correction", Quantity.CORRECTION_PER_ATOM)):
-        if record.get(name) is None:
-            continue
-        if not isinstance(record[name], int | float) or isinstance(record[name], bool):
-            raise InvalidCrystal("energy", f"{name} is {str(record[name])[:60]!r}, expected a number")
-        fields[str(quantity)] = record[name] / crystal.n_atoms
-    _check_energy(record, fields)
+    fields = _fields(record, beside)
+    fields |= _energies(record, fields, crystal.n_atoms)
     if record.get("composition") is not None:
         _check_composition(record["composition"], crystal)
-    run_types = [_plain(place).get("run_type") for place in (record, beside, parameters)]
-    said = [run_type for run_type in run_types if isinstance(run_type, str) and run_type.strip()]
-    if len({family_of(run_type) for run_type in said}) > 1:
-        raise InvalidCrystal("run_type", f"its run_type is {' and '.join(said)[:200]}; energies of both never meet")
+    places = {"run_type": record, "data.run_type": beside, "parameters.run_type": parameters}.items()
+    stated = ((name, _plain(place).get("run_type")) for name, place in places)
+    said = [(name, value) for name, value in stated if isinstance(value, str) and value.strip()]
+    one_family(said)
     if said:
-        fields["run_type"] = said[-1]
+        fields["run_type"] = said[-1][1]
     return crystal, fields
 
 
@@ -64,18 +58,39 @@ def _plain(record: Any, skipped: frozenset[str] | set[str] = frozenset()) -> dic
     return {str(name): value for name, value in record.items() if isinstance(value, str | int | float) and name not in skipped}
 
 
-def _check_energy(record: dict[str, Any], fields: dict[str, Any]) -> None:
-    """Refuse a record whose energy per atom is neither that of its cell nor the corrected one."""
-    stated, energy = number(record.get(Quantity.ENERGY_PER_ATOM)), number(fields.get(Quantity.ENERGY_PER_ATOM))
-    if record.get("energy") is None or stated is None or energy is None:
-        return
-    corrected = energy + (number(fields.get(Quantity.CORRECTION_PER_ATOM)) or 0.0)
-    if min(abs(stated - energy), abs(stated - corrected)) > _AGREE:
-        raise InvalidCrystal("energy", f"energy is {energy:g} eV/atom, energy_per_atom {stated:g}; keep one")
+def _fields(record: dict[str, Any], beside: Any) -> dict[str, Any]:
+    """Join what a record and its `data` say; raises InvalidCrystal where the two give a quantity other values."""
+    own = _plain(record, skipped={"energy"}) | {name: record[name] for name in NUMERIC_FIELDS & record.keys()}
+    others = _plain(beside)
+    for name in (NUMERIC_FIELDS | ALIASES.keys()) & own.keys() & others.keys():
+        one, other = number(own[name]), number(others[name])
+        if one is not None and other is not None and abs(one - other) > AGREE:
+            raise InvalidCrystal("energy", f"{name} is {one:g} and, in data, {other:g} eV/atom; keep one")
+    return own | others
 
 
-_AGREE = 1e-3
-"""eV/atom by which `energy` and `energy_per_atom` may differ."""
+def _energies(record: dict[str, Any], stated: dict[str, Any], n_atoms: int) -> dict[str, float]:
+    """Energy and correction, eV/atom, of those that an entry gives of its cell; what is `stated` beside them may not say otherwise."""
+    cell: dict[str, float] = {}
+    for name, quantity in (("energy", Quantity.ENERGY_PER_ATOM), ("correction", Quantity.CORRECTION_PER_ATOM)):
+        if record.get(name) is None:
+            continue
+        if not isinstance(record[name], int | float) or isinstance(record[name], bool):
+            raise InvalidCrystal("energy", f"{name} is {str(record[name])[:60]!r}, expected a number")
+        cell[str(quantity)] = record[name] / n_atoms
+    if (in_cell := cell.get(Quantity.CORRECTION_PER_ATOM)) is not None:
+        per_atom = number(stated.get(Quantity.CORRECTION_PER_ATOM))
+        if per_atom is not None and abs(per_atom - in_cell) > AGREE:
+            raise InvalidCrystal(
+                "energy", f"correction is {in_cell:g} eV/atom, {Quantity.CORRECTION_PER_ATOM} {per_atom:g}; keep one"
+            )
+    if (energy := cell.get(Quantity.ENERGY_PER_ATOM)) is not None:
+        correction = number((stated | cell).get(Quantity.CORRECTION_PER_ATOM))
+        check_stated_energy(energy, number(stated.get(Quantity.ENERGY_PER_ATOM)), correction)
+        other = number(stated.get("energy"))  # of data; the record's own was left out
+        if other is not None and abs(other / n_atoms - energy) > AGREE:
+            raise InvalidCrystal("energy", f"energy is {record['energy']:g} and, in data, {other:g} eV; keep one")
+    return cell
 
 
 def _check_composition(composition: Any, crystal: Crystal) -> None:

@@ -14,7 +14,7 @@ from ase.data import chemical_symbols
 
 from gnome.crystals.convert import from_atoms
 from gnome.crystals.crystal import Crystal
-from gnome.crystals.energy_fields import number
+from gnome.crystals.energy_fields import check_stated_energy, number
 from gnome.crystals.entries import check_count
 from gnome.errors import InvalidCrystal
 from gnome.quantities import Quantity
@@ -110,15 +110,11 @@ def _fields(atoms: Atoms) -> dict[str, Any]:
         energy = number(results["energy"].item() if isinstance(results["energy"], np.generic) else results["energy"])
         if energy is None:
             raise InvalidCrystal("energy", f"energy is {str(results['energy'])[:60]!r}, expected a number of eV")
-        energy, stated = energy / len(atoms), number(fields.get(Quantity.ENERGY_PER_ATOM))
-        if stated is not None and abs(stated - energy) > _AGREE:
-            raise InvalidCrystal("energy", f"energy is {energy:g} eV/atom, energy_per_atom {stated:g}; keep one")
+        energy = energy / len(atoms)
+        stated, correction = (number(fields.get(name)) for name in (Quantity.ENERGY_PER_ATOM, Quantity.CORRECTION_PER_ATOM))
+        check_stated_energy(energy, stated, correction)
         fields[Quantity.ENERGY_PER_ATOM] = energy
     return fields
-
-
-_AGREE = 1e-3
-"""eV/atom by which `energy` and `energy_per_atom` may differ."""
 
 
 def _columns(comment: str) -> dict[str, int]:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gnome.crystals.cif import CifLimits, read_block, split_blocks
+from gnome.crystals.cif_energies import cif_energies
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.energy_fields import with_own_names
 from gnome.crystals.entries import NUMERIC_FIELDS, check_count, read_entry
@@ -128,7 +129,7 @@ def _item(
     label = printable(label, 2 * MAX_LABEL)
     try:
         crystal, fields = make()
-        fields = with_own_names(fields)
+        fields = with_own_names(fields, crystal.n_atoms)
         check_crystal(crystal, gate, elements=elements)
         _check_energies(fields, limits)
     except InvalidCrystal as error:
@@ -254,7 +255,7 @@ def _read_cif(path: Path, limits: ReadLimits) -> Iterator[_Draft]:
     blocks = split_blocks(_text(path))
     for number, block in enumerate(blocks, start=1):
         label = str(path) if len(blocks) == 1 else f"{path}#{number}"
-        yield label, lambda block=block: (_cif(block, limits), {})  # type: ignore[misc]
+        yield label, lambda block=block: (_cif(block, limits), cif_energies(block))  # type: ignore[misc]
 
 
 def _cif(text: str, limits: ReadLimits) -> Crystal:
@@ -371,7 +372,9 @@ def _row(row: dict[str, Any], limits: ReadLimits) -> tuple[Crystal, dict[str, An
             fields[name] = None if fields[name] in {None, ""} else float(fields[name])
         except ValueError:
             raise InvalidCrystal("energy", f"{name} is {fields[name]!r}, expected a number") from None
-    return (_structure(text, limits) if is_record else _cif(text, limits)), fields
+    if is_record:
+        return _structure(text, limits), fields
+    return _cif(text, limits), fields | {name: value for name, value in cif_energies(text).items() if fields.get(name) is None}
 
 
 def _structure(text: str, limits: ReadLimits) -> Crystal:

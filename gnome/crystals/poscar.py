@@ -39,10 +39,13 @@ def read_poscar(text: str, *, max_atoms: int) -> Crystal:
         raise InvalidCrystal("truncated", f"{n_atoms} atoms are announced, fewer are there; the file is cut short")
     _check_rest(lines, rows.stop, n_atoms)
     coords = np.array([_vector(words[i], lines[i]) for i in rows]).reshape(-1, 3)
-    at_ends = [_at_end(words[i][3:], lines[i], is_selective=is_selective) for i in rows]
+    by_line = [symbol for symbol, count in zip(symbols, counts, strict=True) for _ in range(count)]
+    at_ends = [
+        _at_end(words[i][3:], lines[i], symbol, is_selective=is_selective) for i, symbol in zip(rows, by_line, strict=True)
+    ]
     if is_selective and _is_remark(words, rows, set(symbols)):
         at_ends = [""] * n_atoms
-    named = _elements([symbol for symbol, count in zip(symbols, counts, strict=True) for _ in range(count)], at_ends)
+    named = _elements(by_line, at_ends)
     scaled = lattice * factors
     frac = coords
     if is_cartesian and np.linalg.det(scaled):  # a flat cell is the gate's to refuse
@@ -131,18 +134,25 @@ def _check_rest(lines: Sequence[str], after: int, n_atoms: int) -> None:
         raise InvalidCrystal("malformed", f"something stands after the last of {n_atoms} atoms: {lines[after][:60]!r}")
 
 
-def _at_end(words: Sequence[str], line: str, *, is_selective: bool) -> str:
-    """The element that stands behind coordinates, before or after the flags of selective dynamics; empty where none does."""
-    rest = list(words)
-    starts = [i for i in (0, 1) if len(rest) >= i + 3 and all(map(_FLAG.fullmatch, rest[i : i + 3]))]
-    if starts:
-        del rest[starts[0] : starts[0] + 3]
-    elif is_selective:
+def _at_end(words: Sequence[str], line: str, by_line: str, *, is_selective: bool) -> str:
+    """The element that stands behind coordinates, before or after the flags of selective dynamics; empty where none does.
+
+    An F may be fluorine or a flag: what agrees with the symbol `by_line` is meant; of four words without one, the last three are flags
+    where the first is an element.
+    """
+    starts = [i for i in (0, 1) if len(words) >= i + 3 and all(map(_FLAG.fullmatch, words[i : i + 3]))]
+    if not starts and is_selective:
         raise InvalidCrystal("malformed", f"three flags T or F of selective dynamics are expected, not {line.strip()[:60]!r}")
-    found = {match[1] for word in rest if (match := re.match(r"([A-Z][a-z]?)(?![A-Za-z])", word)) and match[1] in SYMBOLS}
-    if len(found) > 1:
-        raise InvalidCrystal("malformed", f"an atom is {' and '.join(sorted(found))} at once: {line.strip()[:60]!r}")
-    return found.pop() if found else ""
+    ways = [_symbols_among([*words[:start], *words[start + 3 :]]) for start in starts] or [_symbols_among(words)]
+    agreeing = [found for found in ways if by_line and found <= {by_line}]
+    ways = agreeing or [found for found in reversed(ways) if found] or ways
+    if len(ways[0]) > 1:
+        raise InvalidCrystal("malformed", f"an atom is {' and '.join(sorted(ways[0]))} at once: {line.strip()[:60]!r}")
+    return next(iter(ways[0]), "")
+
+
+def _symbols_among(words: Sequence[str]) -> set[str]:
+    return {match[1] for word in words if (match := re.match(r"([A-Z][a-z]?)(?![A-Za-z])", word)) and match[1] in SYMBOLS[1:]}
 
 
 def _is_remark(words: Sequence[Sequence[str]], rows: range, symbols: set[str]) -> bool:

@@ -5,7 +5,9 @@ import io
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.io.vasp import Poscar
 
 from gnome.atomic_write import atomic_write, require_writable
+from gnome.crystals.cif_energies import CIF_PREFIX
 from gnome.crystals.cif_text import cif_text
 from gnome.crystals.convert import to_atoms, to_structure
 from gnome.crystals.crystal import Crystal
@@ -23,11 +26,36 @@ from gnome.crystals.shards import write_shard
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
 
+_IN_CIF: Final = (
+    Quantity.METHOD, Quantity.ENERGY_PER_ATOM, Quantity.CORRECTION_PER_ATOM, Quantity.E_FORM_PER_ATOM, Quantity.E_ABOVE_HULL,
+)  # fmt: skip
+
 
 def to_cif(item: ReadCrystal) -> str:
-    """CIF text with the crystal's symmetry; its data block is named by formula and label."""
+    """CIF text with the crystal's symmetry; its data block is named by formula and label, and holds energies as `_gnome_...` items."""
+    said = {f"{CIF_PREFIX}{name}": item.fields[name] for name in _IN_CIF if isinstance(item.fields.get(name), str | int | float)}
+    return cif_text(item.crystal, _block_name(item), said)
+
+
+def to_cifs(items: Iterable[ReadCrystal]) -> str:
+    """Several crystals in one CIF, a data block each; what is called alike, as a crystal of two methods, is numbered."""
+    names: Counter[str] = Counter()
+    blocks = []
+    for item in items:
+        name = _block_name(item)
+        names[name.lower()] += 1
+        n = names[name.lower()]
+        while n > 1 and names[f"{name}_{n}".lower()]:
+            n += 1
+        own = name if n == 1 else f"{name}_{n}"
+        names[own.lower()] += n > 1
+        blocks.append(to_cif(item).replace(f"data_{name}\n", f"data_{own}\n", 1))
+    return "".join(blocks)
+
+
+def _block_name(item: ReadCrystal) -> str:
     name = re.sub(r"[^A-Za-z0-9_]+", "_", item.label)[-60:] or "crystal"
-    return cif_text(item.crystal, f"{item.crystal.reduced_formula}_{name}")
+    return f"{item.crystal.reduced_formula}_{name}"
 
 
 def to_poscar(item: ReadCrystal) -> str:
@@ -82,7 +110,12 @@ def to_csv(items: Iterable[ReadCrystal]) -> str:
     for item in items:
         fields = {str(name): value for name, value in item.fields.items() if str(name) in names}
         writer.writerow(
-            {"id": item.label, str(Quantity.REDUCED_FORMULA): item.crystal.reduced_formula, **fields, "cif": to_cif(item)}
+            {
+                "id": item.label,
+                str(Quantity.REDUCED_FORMULA): item.crystal.reduced_formula,
+                **fields,
+                "cif": to_cif(replace(item, fields={})),
+            }
         )
     return text.getvalue()
 
@@ -121,7 +154,7 @@ def write_crystals(path: Path, items: Iterable[ReadCrystal], *, kind: str | None
     elif suffix in _ONE and len(items) == 1 and path.suffix:
         _write(path, _ONE[suffix](items[0]))
     elif suffix == ".cif" and path.suffix and not path.is_dir():  # a file may hold several data blocks
-        _write(path, "".join(to_cif(item) for item in items))
+        _write(path, to_cifs(items))
     elif suffix in _ONE:
         for number, item in enumerate(items, start=1):
             name = f"{number:06d}_{item.crystal.reduced_formula}_{_file_name(item.label)}"

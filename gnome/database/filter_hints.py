@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Final
 
 from gnome.quantities import Quantity
@@ -20,6 +21,7 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """Names of other programs and of habit."""
 
+_BEFORE_TEXTS: Final = ("HAS", "ALL", "ANY", "ONLY", "CONTAINS", "WITH", "STARTS", "ENDS", "=", "<", ">", ",")
 _CAPITALS: Final = frozenset({"and", "or", "not", "has", "all", "any", "only", "is", "known", "unknown", "contains", "length"})
 
 
@@ -44,6 +46,14 @@ def value_hint(text: str, values: Iterable[str]) -> str:
     return f"{meant}{'T' if meant else 't'}here are {', '.join(values)}"
 
 
+def comma_hint(text: str) -> str:
+    """Advise where two texts stand side by side, of which the reader takes the second for another comparison."""
+    strings = [match.span() for match in re.finditer(r'"(?:[^"\\]|\\.)*"', text, re.DOTALL)]
+    if any(not text[end:start].strip() for (_, end), (start, _) in pairwise(strings)):
+        return 'several values are separated by commas, as in elements HAS ALL "Na", "Cl"'
+    return ""
+
+
 def reading_hint(text: str, position: int) -> str:
     """Advise where a filter cannot be read; `position` is where reading stopped."""
     before, rest = text[:position].rstrip(), text[position:]
@@ -53,10 +63,12 @@ def reading_hint(text: str, position: int) -> str:
         return 'texts stand in double quotes, as in elements HAS "Li"'
     if rest.startswith(("=", ">")) and before.endswith(("=", "!", "<", ">")):
         return "write = for equal, != for unequal"
+    for name in (word.group() if word else "", last.group(1) if last else ""):
+        if re.match(r"[A-Z]\w*$", name) and name.lower() not in _CAPITALS and not before.endswith(_BEFORE_TEXTS):
+            return f"names of fields are in small letters: {_OTHER_NAMES.get(name.lower(), name.lower())}"
     for found in (word.group() if word else "", last.group(1) if last else ""):
         if found in _CAPITALS:
             return f"write {found.upper()} in capitals"
-    wants_text = re.search(r"(HAS|ALL|ANY|ONLY|CONTAINS|WITH|STARTS|ENDS|[=<>,])$", before)
-    if word and wants_text and re.match(r"[A-Za-z]", word.group()):
+    if word and before.endswith(_BEFORE_TEXTS) and re.match(r"[A-Za-z]", word.group()):
         return f'put the text in double quotes: "{word.group()[:40]}"'
     return ""

@@ -23,8 +23,8 @@ from sqlalchemy import BigInteger, ColumnElement, Double, Integer, Text, and_, e
 from gnome.crystals.elements import SYMBOLS
 from gnome.crystals.formula import parse_formula, reduced_formula
 from gnome.database.crystal_store import SHOWN_COLUMNS, alphabetical_formula
-from gnome.database.filter_hints import field_hint, reading_hint, value_hint
-from gnome.database.schema import ORIGINS, crystal_elements, crystals
+from gnome.database.filter_hints import comma_hint, field_hint, reading_hint, value_hint
+from gnome.database.schema import ORIGINS, crystal_elements, crystals, methods
 from gnome.database.text_search import contains
 from gnome.errors import InvalidInput
 from gnome.quantities import Quantity
@@ -46,12 +46,14 @@ Condition = ColumnElement[bool]
 class Field:
     """A name that may stand in a filter: its column, and what kind of values it has.
 
-    `kind` is text, integer, float or elements.  `spell` brings a text to the spelling that is stored, and refuses what no crystal has.
+    `kind` is text, integer, float or elements.  `spell` brings a text to the spelling that is stored, and refuses what no crystal has;
+    `whole` to what it is the beginning of.
     """
 
     column: ColumnElement[Any]
     kind: str
     spell: Callable[[str], str] | None = None
+    whole: Callable[[ColumnElement[str], int], ColumnElement[str]] | None = None
 
 
 def _chemical_system(text: str) -> str:
@@ -73,6 +75,13 @@ def _alphabetical(text: str) -> str:
 
 def _reduced(text: str) -> str:
     return reduced_formula(parse_formula(text))
+
+
+def _whole_method(text: ColumnElement[str], n: int) -> ColumnElement[str]:
+    """The label that a text of n characters is, or that alone begins so; otherwise the text itself."""
+    label = methods.c.label
+    alone = select(func.min(label)).where(func.substr(label, 1, n) == text).having(func.count() == 1).scalar_subquery()
+    return func.coalesce(select(label).where(label == text).scalar_subquery(), alone, text)
 
 
 def _kind(column: Any) -> str:
@@ -97,6 +106,7 @@ FIELDS: Final[dict[str, Field]] = {
             column=column,
             kind=_kind(column),
             spell=_SPELLINGS.get(name),
+            whole=_whole_method if name == Quantity.METHOD else None,
         )
         for name, column in SHOWN_COLUMNS.items()
         if name not in _NOT_FILTERED
@@ -117,7 +127,7 @@ def to_condition(text: str) -> Condition:
         at_end = getattr(getattr(error, "token", None), "type", "") == "$END"
         position = len(text.rstrip()) if at_end else int(error.pos_in_stream or 0)
         problem = "the filter ends too early" if at_end else f"{text[position : position + 20]!r} cannot be read here"
-        hint = "" if at_end else reading_hint(text, position)
+        hint = comma_hint(text) or ("" if at_end else reading_hint(text, position))
         raise _invalid(position, f"{problem}; {hint}" if hint else problem) from None
     try:
         return _ToCondition().transform(tree)
@@ -299,6 +309,8 @@ def _compare(name: _Value, operator: str, value: _Value) -> Condition:
             except InvalidInput as error:
                 raise _invalid(value.position, str(error)) from None
         bound = literal(text, Text())
+        if field.whole is not None and operator in {"=", "!="} and text:
+            bound = field.whole(bound, len(text))
     operations: dict[str, Callable[[], Condition]] = {
         "=": lambda: field.column == bound,
         "!=": lambda: field.column != bound,
@@ -341,6 +353,9 @@ def _has(name: _Value, kinds: list[str], values: list[Any]) -> Condition:
             several = re.fullmatch(r"[A-Z][a-z]?([\s,;-]+[A-Z][a-z]?)+", value.value.strip())
             quoted = ", ".join(f'"{symbol}"' for symbol in re.findall(r"[A-Z][a-z]?", value.value))
             advice = f"; several are HAS ALL {quoted}" if several else ""
+            meant = value.value.strip().capitalize()
+            if not several and meant in SYMBOLS[1:]:
+                advice = f'; did you mean "{meant}"?'
             raise _invalid(value.position, f"{value.value[:20]!r} is no element symbol{advice}")
     symbols = sorted({value.value for value in values})
     if kinds == ["ONLY"]:

@@ -11,8 +11,9 @@ from gnome.crystals.crystal import Crystal
 from gnome.database.connection import Database
 from gnome.database.crystal_store import SHOWN_COLUMNS, select_crystals
 from gnome.database.filters import FIELDS, PREFIX, to_condition
-from gnome.database.schema import candidates, crystals
+from gnome.database.schema import candidates, crystals, methods
 from gnome.errors import InvalidInput
+from gnome.quantities import Quantity
 
 _CANDIDATES: Final = 8
 """Ids that are named where several begin alike."""
@@ -85,6 +86,41 @@ def find_id(store: Database, beginning: str) -> str:
     named = ", ".join(f"{identifier} ({formula})" for identifier, formula in found[:_CANDIDATES])
     more = ", ..." if len(found) > _CANDIDATES else ""
     raise InvalidInput(f"several ids begin with {wanted!r}: {named}{more}; give more of it")
+
+
+def find_method(store: Database, beginning: str) -> str:
+    """Find the label of a method by its beginning, as `gnome query` shows it.
+
+    Raises InvalidInput where none begins so, or several do; these are named.
+    """
+    with store.read() as connection:
+        labels = [str(label) for label in connection.scalars(select(methods.c.label).order_by(methods.c.label))]
+    found = [label for label in labels if label.startswith(beginning)]
+    if beginning in found or len(found) == 1:
+        return beginning if beginning in found else found[0]
+    if not found:
+        raise InvalidInput(f"no method {beginning[:60]!r} in {store.location}; there are {', '.join(labels) or 'none'}")
+    raise InvalidInput(f"several methods begin with {beginning[:60]!r}: {', '.join(found)}; give more of it")
+
+
+_FEW_VALUES: Final = (Quantity.METHOD, Quantity.GENERATOR)
+"""Texts of which a database has few, so that all may be named."""
+
+
+def values_asked_for(store: Database, where: str) -> dict[str, list[str]]:
+    """Find which values there are of fields with few that a filter names, by field; for what is told where nothing matches."""
+    asked = [name for name in _FEW_VALUES if re.search(rf"\b{PREFIX}{name}\b", where)]
+    with store.read() as connection:
+        return {
+            str(name): sorted(
+                str(value)
+                for value in connection.scalars(
+                    select(SHOWN_COLUMNS[name]).select_from(crystals.outerjoin(candidates)).distinct()
+                )
+                if value is not None
+            )
+            for name in asked
+        }
 
 
 def short_methods(labels: Iterable[str]) -> dict[str, str]:

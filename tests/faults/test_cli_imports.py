@@ -220,7 +220,7 @@ def test_a_method_for_crystals_without_energies_is_refused(here: Here, tmp_path:
     source = write_folder(tmp_path / "in", {"Cu": ELEMENTS["Cu"]})
     code, out, err = here(tmp_path, "import", source, "--method", "mp-2026")
     assert (code, out) == (2, "")
-    assert "none of 1 crystals comes with one" in one_line(err)
+    assert "of 1 crystal none comes with one" in one_line(err)
 
 
 def test_a_report_does_not_replace_what_is_imported(here: Here, good_element: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import ase.io
+import gemmi
 import numpy as np
 import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
@@ -15,7 +16,9 @@ from gnome.crystals.cif_syntax import read_table
 from gnome.crystals.cif_text import cif_text
 from gnome.crystals.convert import from_atoms, from_structure, to_atoms, to_structure
 from gnome.crystals.crystal import Crystal
+from gnome.crystals.formats import ReadCrystal, Refusal, read_crystals
 from gnome.crystals.shards import read_shard
+from gnome.crystals.writers import to_cifs, write_crystals
 
 SEEDS = Path(__file__).resolve().parents[3] / "data" / "seeds.parquet"
 SAMPLE = 24
@@ -128,3 +131,32 @@ def test_what_symmetry_would_move_is_written_in_p1(size: float, in_p1: bool) -> 
         moved = back.frac_coords - from_structure(shaken).frac_coords
         assert np.linalg.norm((moved - np.rint(moved)) @ back.lattice, axis=1).max() < 1e-6
     assert_same(back, from_structure(shaken))
+
+
+def test_what_is_called_alike_is_numbered() -> None:
+    salt = from_structure(Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]))
+    labels = ["a", "A", "a_2", "a", "b", "a b", "a-b"]
+    text = to_cifs(ReadCrystal(label=label, crystal=salt) for label in labels)
+    names = [block.name.lower() for block in gemmi.cif.read_string(text)]
+    assert len(set(names)) == len(labels)
+
+
+def test_energies_are_read_as_they_are_written(tmp_path: Path) -> None:
+    salt = from_structure(Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]))
+    fields = {
+        "method": "imported-it's mine-1",
+        "energy_per_atom": -3.25,
+        "correction_per_atom": -1e-5,
+        "e_form_per_atom": -2,
+        "round": 3,
+    }
+    for name in ("a.cif", "a.csv"):
+        write_crystals(tmp_path / name, [ReadCrystal(label="x", crystal=salt, fields=fields)])
+        (item,) = read_crystals(tmp_path / name)
+        assert isinstance(item, ReadCrystal)
+        assert {each: item.fields[each] for each in list(fields)[:4]} == {each: fields[each] for each in list(fields)[:4]}
+    wrong = (tmp_path / "a.cif").read_text().replace("-3.25", "low")
+    (tmp_path / "a.cif").write_text(wrong)
+    (item,) = read_crystals(tmp_path / "a.cif")
+    assert isinstance(item, Refusal)
+    assert "_gnome_energy_per_atom is 'low'" in item.message

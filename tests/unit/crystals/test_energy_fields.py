@@ -98,21 +98,56 @@ def test_formation_energies_of_the_materials_project_are_read(tmp_path: Path) ->
     assert isinstance(item, ReadCrystal)
     assert (item.label, item.fields["e_form_per_atom"]) == ("mp-1", -1.9)
     assert unread_energies(item.fields) == ()
-    assert with_own_names({"formation_energy_per_atom": "-1.9"})["e_form_per_atom"] == -1.9
-    assert "e_form_per_atom" not in with_own_names({"formation_energy_per_atom": "nan"})
+    assert with_own_names({"formation_energy_per_atom": "-1.9"}, 2)["e_form_per_atom"] == -1.9
+    assert "e_form_per_atom" not in with_own_names({"formation_energy_per_atom": "nan"}, 2)
 
 
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"parameters": {"run_type": "GGA"}, "data": {"run_type": "R2SCAN"}}, "run_type is R2SCAN and GGA"),
+        (
+            {"parameters": {"run_type": "GGA"}, "data": {"run_type": "R2SCAN"}},
+            "data.run_type is R2SCAN and parameters.run_type is GGA",
+        ),
         ({"energy": -6.0, "energy_per_atom": -4.0}, "energy is -3 eV/atom, energy_per_atom -4"),
+        ({"energy": -1.0, "data": {"energy_per_atom": -5.0}}, "energy is -0.5 eV/atom, energy_per_atom -5"),
+        ({"energy": -1.0, "data": {"energy": -5.0}}, "energy is -1 and, in data, -5 eV"),
+        ({"energy_per_atom": -1.0, "data": {"energy_per_atom": -5.0}}, "energy_per_atom is -1 and, in data, -5 eV/atom"),
+        ({"e_form_per_atom": -1.0, "data": {"e_form_per_atom": -1.1}}, "e_form_per_atom is -1 and, in data, -1.1 eV/atom"),
+        ({"formation_energy_per_atom": -1, "data": {"formation_energy_per_atom": -2}}, "is -1 and, in data, -2 eV/atom"),
+        ({"energy": -6.0, "correction": -1.0, "data": {"correction_per_atom": -0.1}}, "correction is -0.5 eV/atom"),
+        (
+            {"energy_per_atom": -3.5, "correction_per_atom": -0.1, "data": {"uncorrected_energy_per_atom": -3.0}},
+            "uncorrected_energy_per_atom is -3 eV/atom, the energy -3.5, the correction -0.1, which do not add up",
+        ),
     ],
 )
 def test_records_that_say_two_things_are_refused(tmp_path: Path, record: dict[str, Any], words: str) -> None:
     item = one(tmp_path / "a.json", json.dumps({"structure": HALITE.as_dict(), **record}, default=str))
     assert isinstance(item, Refusal)
     assert words in item.message
+
+
+@pytest.mark.parametrize(
+    ("record", "energy", "correction"),
+    [
+        ({"energy_per_atom": -3.55, "uncorrected_energy_per_atom": -3.25}, -3.25, -0.3),
+        ({"energy_per_atom": -3.55, "uncorrected_energy": -6.5}, -3.25, -0.3),
+        ({"energy": -6.5, "correction": -0.6, "data": {"uncorrected_energy_per_atom": -3.25}}, -3.25, -0.3),
+        ({"energy": -6.5, "correction": -0.6, "energy_per_atom": -3.55}, -3.25, -0.3),
+        ({"energy": -6.5, "data": {"energy_per_atom": -3.2501}}, -3.25, None),
+        ({"energy_per_atom": -3.25, "uncorrected_energy_per_atom": None}, -3.25, None),
+    ],
+)
+def test_an_energy_is_the_raw_one_and_the_correction_beside_it(
+    tmp_path: Path, record: dict[str, Any], energy: float, correction: float | None
+) -> None:
+    item = one(tmp_path / "a.json", json.dumps({"structure": HALITE.as_dict(), **record}, default=str))
+    assert isinstance(item, ReadCrystal), item
+    assert item.fields["energy_per_atom"] == pytest.approx(energy)
+    found = item.fields.get("correction_per_atom")
+    assert found == (None if correction is None else pytest.approx(correction))
+    assert unread_energies(item.fields) == ()
 
 
 def test_run_types_have_families() -> None:

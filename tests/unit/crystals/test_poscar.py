@@ -75,6 +75,18 @@ def test_fluorine_is_no_flag() -> None:
         assert read(poscar).symbols == ["Na", "F", "F"]
 
 
+def test_flags_behind_an_element_without_a_line_of_symbols() -> None:
+    """Of four words the last three are flags, so that an F before them is fluorine."""
+    head = HEAD.replace("Na Cl\n", "")
+    for ends in (("Na T T T", "F T T T", "F F F T"), ("Na F T F", "F F T F", "F F F F"), ("T T T Na", "T T T F", "F T F F")):
+        assert read(text(*ends, head=head, mode="S\nDirect")).symbols == ["Na", "F", "F"], ends
+    assert read(text("Na", "F", "F", head=head)).symbols == ["Na", "F", "F"]
+    with pytest.raises(InvalidCrystal, match="without element names"):
+        read(text("T T T", "F T T", "F T T", head=head, mode="S\nDirect"))
+    salt = text("F T T T", "T T F T", "F F T T", mode="S\nDirect")
+    assert read(salt).symbols == EXPECTED.symbols, "the line of symbols says what they are"
+
+
 @pytest.mark.parametrize("mode", ["Direct", "Cartesian"])
 @pytest.mark.parametrize("factor", ["2.0", "2.0 0.5 1.5", "-150.0"])
 def test_factors_scale_as_ase_does(factor: str, mode: str) -> None:

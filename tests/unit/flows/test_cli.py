@@ -222,7 +222,7 @@ def test_doctor_says_ok_or_what_to_do(gnome: Gnome, database: Path, monkeypatch:
     findings = {finding["name"]: finding for finding in gnome("doctor", "--json").json}
     assert {"python", "torch", "device", "database", "structural ensemble", "evaluator chgnet", "evaluator emt"} <= set(findings)
     assert all(finding["ok"] for finding in findings.values())
-    assert "24 crystals, 1 rounds" in findings["database"]["found"]
+    assert "24 crystals, 1 round" in findings["database"]["found"]
     monkeypatch.setenv("GNOME_EVALUATOR", "vsap")
     broken = gnome("doctor")
     assert broken.code == 1

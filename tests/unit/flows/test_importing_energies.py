@@ -55,7 +55,11 @@ def mixed(*kinds: str) -> list[dict[str, Any]]:
     """Mn, O and a compound for each run type, which lies lower the later it comes."""
     first = kinds[0]
     elements = [entry("Mn", ["Mn"], 2.6, -9.0, first), entry("O", ["O"], 2.9, -5.0, first)]
-    return [*elements, *(entry(f"MnO {kind}", ["Mn", "O"], 2.7 + 0.05 * i, -17.0 - i, kind) for i, kind in enumerate(kinds))]
+    oxides = (
+        entry(f"MnO {kind}", ["Mn", "O"], 2.7 + 0.05 * i, -17.0 - i, kind, correction=-0.6 if "U" in kind else 0.0)
+        for i, kind in enumerate(kinds)
+    )
+    return [*elements, *oxides]
 
 
 def test_run_types_of_two_families_never_meet(gnome: Gnome) -> None:
@@ -86,7 +90,7 @@ def test_where_no_run_type_is_said_nothing_changes_and_a_method_from_before_take
     """As in databases whose crystals remember none."""
     write("a.json", *mixed(""))
     assert gnome("import", "a.json", "--method", "mine", "--json").json["imported"] == 3
-    write("gga.json", entry("gga", ["Mn", "O"], 2.9, -17.5, "GGA+U"))
+    write("gga.json", entry("gga", ["Mn", "O"], 2.9, -17.5, "GGA+U", correction=-0.6))
     assert gnome("import", "gga.json", "--method", "mine", "--json").json["imported"] == 1
     assert len({row[0] for row in stored("method")}) == 1
     write("b.json", *mixed(""))
@@ -161,15 +165,15 @@ def test_energies_under_other_names_are_named_and_taken_when_asked(gnome: Gnome)
     ended = gnome("import", "c.extxyz", "--method", "n", "--energy-key", "REF_energy")
     assert "a correction of -0.5 eV/atom stands beside it" in ended.err
     Path("d.json").write_text(json.dumps([entry("d", ["Cs", "Br"], 4.1, formation_energy_peratom=-1.9)]))
-    failed(gnome("import", "d.json", "--method", "n"), 2, "formation_energy_peratom (1 crystals)", "rename the field")
+    failed(gnome("import", "d.json", "--method", "n"), 2, "formation_energy_peratom (1 crystal)", "rename the field")
 
 
 def test_energies_that_relaxing_drops_are_said_to_be(gnome: Gnome) -> None:
     Path("a.extxyz").write_text(element_frame("Cu", "free_energy=-7.0"))
     done = gnome("import", "a.extxyz", "--json")
     assert done.json["imported"] == 1
-    assert "free_energy (1 crystals): not read as energies" in done.json["notes"][0]
-    assert done.err.index("free_energy (1 crystals)") < done.err.index("relaxing")
+    assert "free_energy (1 crystal): not read as energies" in done.json["notes"][0]
+    assert done.err.index("free_energy (1 crystal)") < done.err.index("relaxing")
     Path("b.extxyz").write_text(element_frame("Au", ""))
     assert gnome("import", "b.extxyz", "--json").json["notes"] == []
 
@@ -214,6 +218,90 @@ def test_a_lower_form_of_an_element_is_said_and_moves_no_reference(gnome: Gnome,
     assert note[:40] in done.err.replace("\n", " ")
     assert kept.read_text() == before
     assert stored("e_form_per_atom")[0][0] == pytest.approx(-0.02, abs=1e-3)
+
+
+def salts(run_type: str = "", element_type: str = "") -> list[dict[str, Any]]:
+    """Na, Cl and NaCl, which lies 2.5 eV/atom lower where it says R2SCAN."""
+    own = entry("NaCl", ["Na", "Cl"], 4.1, -7.0 - (5.0 if run_type == "R2SCAN" else 0.0), run_type)
+    return [entry("Na", ["Na"], 3.6, -1.3, element_type), entry("Cl", ["Cl"], 3.9, -1.8, element_type), own]
+
+
+def test_rows_without_a_run_type_are_gga_and_meet_no_other(gnome: Gnome) -> None:
+    """In a new method as in one that holds some; where most say another, those that say none are refused."""
+    silent = entry("silent", ["Na", "Cl"], 4.2, -7.0)
+    write("few.json", *salts("R2SCAN"), silent)
+    answer = gnome("import", "few.json", "--method", "few", "--json").json
+    assert answer["imported"] == 3
+    assert answer["refused"][0].startswith("NaCl: run_type: its run type is R2SCAN, where 3 of this import are GGA/GGA+U")
+    write("many.json", *salts("R2SCAN", "R2SCAN"), silent)
+    answer = gnome("import", "many.json", "--method", "many", "--json").json
+    assert answer["imported"] == 3
+    assert "it does not say its run type, which counts as GGA/GGA+U, where 3 of this import are R2SCAN" in answer["refused"][0]
+    assert "by itself with --run-type R2SCAN" in answer["refused"][0]
+    write("later.json", silent)
+    refused = json.loads(gnome("import", "later.json", "--method", "many", "--json").out)["refused"]
+    assert "and 'many' holds R2SCAN" in refused[0]
+    assert [row[0] for row in stored("e_form_per_atom", "-many")] == [0.0, 0.0, pytest.approx(-6.0 + 1.55)]
+
+
+def test_a_run_type_that_is_named_counts_for_rows_that_say_none(gnome: Gnome) -> None:
+    write("a.json", *salts())
+    answer = gnome("import", "a.json", "--method", "scan", "--run-type", "r2SCAN", "--json").json
+    assert answer["imported"] == 3
+    assert answer["notes"] == ["3 crystals without a run type: taken as R2SCAN, as --run-type says"]
+    write("gga.json", entry("gga", ["Na", "Cl"], 4.3, -7.0, "GGA"))
+    refused = json.loads(gnome("import", "gga.json", "--method", "scan", "--json").out)["refused"]
+    assert "its run type is GGA/GGA+U, and 'scan' holds R2SCAN" in refused[0]
+    write("mixed.json", *salts("R2SCAN"))
+    assert gnome("import", "mixed.json", "--method", "told", "--run-type", "R2SCAN", "--json").json["imported"] == 3
+
+
+def test_gga_with_u_meets_gga_with_corrections_or_when_told(gnome: Gnome) -> None:
+    iron = [entry("Fe", ["Fe"], 2.5, -8.2, "GGA"), entry("O", ["O"], 2.9, -4.9, "GGA")]
+    bare, right = (entry("FeO", ["Fe", "O"], 3.0, -14.6, "GGA+U", correction=n) for n in (0.0, -2.0))
+    write("a.json", *iron, bare)
+    answer = gnome("import", "a.json", "--method", "a", "--json").json
+    assert answer["imported"] == 2
+    assert "FeO: run_type: its run type is GGA+U and it has no correction, beside energies of GGA" in answer["refused"][0]
+    write("b.json", bare)
+    assert "no correction" in gnome("import", "b.json", "--method", "a").err, "also where GGA came before"
+    write("c.json", *iron, right)
+    assert gnome("import", "c.json", "--method", "c", "--json").json["imported"] == 3
+    assert gnome("import", "a.json", "--method", "told", "--run-type", "GGA+U", "--json").json["imported"] == 3
+    write("u.json", *({**one, "parameters": {"run_type": "GGA+U"}} for one in (*iron, bare)))
+    assert gnome("import", "u.json", "--method", "u", "--json").json["imported"] == 3
+    write("d.json", entry("plain", ["Fe", "O"], 3.1, -14.0))
+    assert "the method holds energies of GGA+U without corrections" in gnome("import", "d.json", "--method", "u").err
+
+
+def test_corrected_energies_are_stored_as_the_raw_ones_and_their_corrections(gnome: Gnome) -> None:
+    document = {"material_id": "mp-1", "structure": cell(["Na", "Cl"], 4.1), "energy_per_atom": -3.55}
+    beside = {"uncorrected_energy_per_atom": -3.25, "formation_energy_per_atom": -2.0, "energy_above_hull": 0.0}
+    write("mp.json", document | beside)
+    assert gnome("import", "mp.json", "--method", "mp", "--json").json["imported"] == 1
+    assert stored("energy_per_atom, correction_per_atom, e_form_per_atom") == [(-3.25, pytest.approx(-0.3), -2.0)]
+    elements = [{**one, "energy": one["energy"] * 1.0} for one in salts()[:2]]
+    write("total.json", *elements, {key: value for key, value in (document | beside).items() if not key.startswith("form")})
+    assert gnome("import", "total.json", "--method", "total", "--json").json["imported"] == 3
+    last = stored("energy_per_atom, correction_per_atom, e_form_per_atom", "-total")[-1]
+    assert last == (-3.25, pytest.approx(-0.3), pytest.approx(-3.55 + 1.55))
+
+
+def test_the_usual_energy_may_be_named_and_another_beside_it_is_said(gnome: Gnome) -> None:
+    text = frame("energy=-6.8 REF_energy=-7.0") + element_frame("Cu", "energy=-3") + element_frame("Au", "energy=-3.5")
+    Path("a.extxyz").write_text(text)
+    named = gnome("import", "a.extxyz", "--method", "a", "--energy-key", "energy", "--json").json
+    usual = gnome("import", "a.extxyz", "--method", "b", "--json").json
+    said = ["REF_energy (1 crystal) is another energy than the one taken, and is not read; --energy-key REF_energy takes it"]
+    assert named["imported"] == usual["imported"] == 3
+    assert named["notes"] == usual["notes"] == said
+    assert stored("energy_per_atom", "-a-")[0] == stored("energy_per_atom", "-b-")[0] == (-3.4,)
+    write("entries.json", *salts())
+    assert gnome("import", "entries.json", "--method", "c", "--energy-key", "energy", "--json").json["imported"] == 3
+    Path("same.extxyz").write_text(
+        frame("energy=-6.8 free_energy=-6.8 e_per_atom=-3.4") + text[len(frame("energy=-6.8 REF_energy=-7.0")) :]
+    )
+    assert gnome("import", "same.extxyz", "--method", "d", "--json").json["notes"] == []
 
 
 def test_the_cases_that_failed_once(gnome: Gnome) -> None:

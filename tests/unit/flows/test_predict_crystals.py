@@ -152,7 +152,7 @@ def test_predict_says_when_too_few_were_evaluated_to_know_its_errors(gnome: Gnom
         (row,) = gnome("predict", folder, "--json", *more).json
         assert row["hull"].startswith("emt")
         assert row["p_stable"] is None
-        assert "no p_stable where too few candidates were evaluated under emt" in gnome("predict", folder, *more).out
+        assert "no p_stable where too few evaluations under emt" in gnome("predict", folder, *more).out
 
 
 def test_predict_fits_an_offset_once_and_anew_where_what_it_left_is_damaged(
@@ -179,7 +179,8 @@ def test_a_hull_table_is_read_as_text_packed_or_not(own_folder: Path) -> None:
     text = "Formula , e_form_per_atom\nNaN,-0.5\nInF,-1.5\nNa,0\n"
     (own_folder / "a.csv").write_text(text)
     (own_folder / "b.csv.gz").write_bytes(gzip.compress(text.encode()))
-    for name in ("a.csv", "b.csv.gz"):
+    (own_folder / "c.csv").write_text(text.replace("e_form_per_atom", "Formation_Energy_per_Atom"))
+    for name in ("a.csv", "b.csv.gz", "c.csv"):
         hull = read_hull(own_folder / name, "pbe")
         assert [dict(entry.composition) for entry in hull.entries] == [{7: 1, 11: 1}, {9: 1, 49: 1}, {11: 1}]
 
@@ -270,16 +271,37 @@ def test_what_competes_with_elements_alone_is_not_called_stable(gnome: Gnome, ow
     assert (read["NaCl"]["supported"], read["NaCl"]["n_competing"]) == ("False", "0")
 
 
+def lowest_mixture(x: float, points: list[tuple[float, float]]) -> float:
+    """The lowest energy of two phases, or one, that make up a share x of one of two elements."""
+    pairs = [(one, other) for one in points for other in points if one[0] <= x <= other[0]]
+    return min(
+        one[1] if one[0] == other[0] else one[1] + (other[1] - one[1]) * (x - one[0]) / (other[0] - one[0])
+        for one, other in pairs
+    )
+
+
 def test_through_an_offset_the_same_hull_judges(gnome: Gnome, database: Path, own_folder: Path) -> None:
-    """Distances are those of the energies that the offset carries over, and no others."""
-    assert database
+    """Distances are those of the energies that the offset carries over, computed here from the stored offset and the crystals."""
     (row,) = gnome("predict", write_folder(own_folder / "in", {"a": l1_2("Au", "Cu")}), "--json").json
+    assert row["reduced_formula"] == "Cu3Au"
     assert row["hull"].startswith("emt")
+    (path,) = database.rglob("offsets/*.json")
+    offset = json.loads(path.read_text())
+    per_element = offset["per_element"]
+    carried = row["e_form_per_atom"] + offset["intercept"] + (3 * per_element[29] + per_element[79]) / 4
+    known = gnome("query", 'elements HAS ONLY "Cu", "Au"', "--format", "json", "--structures").json
+    phases = [
+        (each["structure"]["species"].count("Au") / len(each["structure"]["species"]), each["e_form_per_atom"]) for each in known
+    ]
+    assert any(0 < x < 1 for x, _ in phases)
+    phases += [(0.0, 0.0), (1.0, 0.0)]  # the elements' references
+    assert row["e_above_hull"] == pytest.approx(max(0.0, carried - lowest_mixture(0.25, phases)), abs=1e-6)
+    others = [(x, energy) for x, energy in phases if x != 0.25]
+    assert row["decomposition_energy"] == pytest.approx(carried - lowest_mixture(0.25, others), abs=1e-6)
+    assert abs(carried - row["e_form_per_atom"]) > 1e-3, "else the offset might be left out"
     assert row["supported"] is True
     assert row["n_competing"] >= 1
-    assert row["e_above_hull"] == pytest.approx(max(0.0, row["e_above_hull"]))
-    assert abs(row["decomposition_energy"]) < 0.5
-    assert "too few candidates" in row["no_p_stable"]
+    assert "too few evaluations" in row["no_p_stable"]
 
 
 def test_a_crystal_whose_atoms_see_no_neighbour_is_said_to_be(gnome: Gnome, own_folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import ase.io
 import pytest
 from emt_world import l1_2
+from gemmi import cif
 from pymatgen.core import Structure
 from typed_commands import Gnome, failed
 
@@ -90,7 +91,49 @@ def test_a_crystal_of_two_methods_is_shown_under_either(gnome: Gnome, two_method
     shown = gnome("show", rows[0]["id"])
     assert f"known under {label} too; --method" in shown.err
     assert gnome("show", rows[0]["id"], "--method", label, "--json").json["e_form_per_atom"] == 0.0
-    failed(gnome("show", rows[0]["id"], "--method", "none"), 2, "under none")
+    assert gnome("show", rows[0]["id"], "--method", "imported-", "--json").json["method"] == label
+    failed(gnome("show", rows[0]["id"], "--method", "none"), 2, "no method 'none' in", label)
+
+
+def test_the_name_of_a_method_that_a_table_shows_may_be_asked_for(gnome: Gnome, two_methods: Path) -> None:
+    """Its label without the digest, or any beginning that no other label has."""
+    rows = gnome("query", '_gnome_method STARTS WITH "imported"', "--format", "json").json
+    label = rows[0]["method"]
+    shown = next(iter(short_methods([label]).values()))
+    assert shown in gnome("query", f'_gnome_method = "{label}"').out
+    for spelled in (label, shown, "i", "imported"):
+        assert gnome("query", f'_gnome_method = "{spelled}"', "--format", "json").json == rows
+        assert gnome("query", f'"{spelled}" = _gnome_method', "--format", "json").json == rows
+        others = gnome("query", f'_gnome_method != "{spelled}"', "--format", "json").json
+        assert {row["method"] for row in others}.isdisjoint({label})
+        assert others
+    with Store.open(f"sqlite:///{two_methods / 'gnome.db'}") as store:
+        (stored, *_) = store.crystals_of(label)
+        other = Method(code="imported", functional="mp 2027")
+        store.add_crystals(
+            [CrystalRecord(crystal=stored.crystal, method=other, origin="imported", fingerprint="x", e_form_per_atom=0.0)]
+        )
+    assert label in gnome("query", '_gnome_method = "imported"').err, "two begin so"
+    failed(gnome("show", rows[0]["id"], "--method", "imported"), 2, "several methods begin with 'imported'", label, other.label)
+    assert gnome("query", f'_gnome_method = "{shown}"', "--format", "json").json == rows
+
+
+def test_a_crystal_of_two_methods_has_two_names_in_a_cif_and_its_energies(gnome: Gnome, two_methods: Path) -> None:
+    rows = gnome("query", "--format", "json").json
+    written = gnome("export", "all.cif")
+    assert "of 2 methods, whose energies never meet" in written.err
+    for text in (Path("all.cif").read_text(), gnome("query", "--format", "cif").out):
+        names = [block.name.lower() for block in cif.read_string(text)]
+        assert len(names) == len(set(names)) == len(rows)
+    items = [item for item in read_crystals(Path("all.cif")) if isinstance(item, ReadCrystal)]
+    found = [(item.crystal.reduced_formula, item.fields["method"], item.fields["e_form_per_atom"]) for item in items]
+    assert sorted(found) == sorted((row["reduced_formula"], row["method"], row["e_form_per_atom"]) for row in rows)
+    label = next(row["method"] for row in rows if row["energy_per_atom"] is not None)
+    assert gnome("export", "one.cif", "--filter", f'_gnome_method = "{label}"').err == ""
+    failed(gnome("import", "one.cif"), 2, "with energies; name their method with --method")
+    assert gnome("import", "one.cif", "--method", "again", "--json").json["imported"] == len(
+        [r for r in rows if r["method"] == label]
+    )
 
 
 def test_json_holds_structures_by_choice_that_pymatgen_reads(gnome: Gnome, database: Path) -> None:
@@ -149,7 +192,8 @@ def test_export_to_a_cif_is_always_a_file(gnome: Gnome, database: Path) -> None:
 
 def test_a_method_that_is_not_there_names_those_that_are(gnome: Gnome, database: Path) -> None:
     label = gnome("query", "--limit", 1, "--format", "json").json[0]["method"]
-    assert gnome("query", '_gnome_method = "emt"').err == f"gnome: no crystal matches; the methods here are {label}\n"
+    assert gnome("query", '_gnome_method = "chgnet"').err == f"gnome: no crystal matches; the methods here are {label}\n"
+    assert gnome("query", '_gnome_generator = "structral"').err.startswith("gnome: no crystal matches; the generators here are ")
     assert gnome("query", "nelements = 40").err == ""
 
 

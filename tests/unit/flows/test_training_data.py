@@ -18,7 +18,7 @@ from gnome.crystals.convert import from_structure, to_atoms
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal
 from gnome.crystals.shards import read_shard, write_shard
-from gnome.crystals.writers import to_cif
+from gnome.crystals.writers import to_cif, write_crystals
 from gnome.errors import InvalidInput
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -105,11 +105,20 @@ def test_formation_energies_from_any_file(write: Any, name: str, key: str) -> No
     assert found(write(Path(name)), energy_key=key) == pytest.approx(expected(), abs=1e-6)
 
 
+def as_extxyz_of_formation_energies(path: Path) -> Path:
+    items = [
+        ReadCrystal(label=name, crystal=from_structure(structure(name)), fields={"e_form_per_atom": energy})
+        for name, energy in zip(SALTS, expected().values(), strict=True)
+    ]
+    write_crystals(path, items)
+    return path
+
+
 def test_sources_are_joined_and_a_crystal_that_comes_twice_is_learnt_once() -> None:
     crystals = [from_structure(structure(name)) for name in ("NaCl", "KCl")]
     write_shard(Path("shard.parquet"), crystals, {"e_form_per_atom": [expected()["NaCl"], expected()["KCl"]]})
     Path("folder").mkdir()
-    as_extxyz(Path("folder/one.extxyz"))
+    as_extxyz_of_formation_energies(Path("folder/one.extxyz"))
     crystals, labels = labelled_crystals([Path("shard.parquet"), Path("folder")])
     assert len(crystals) == len({crystal.id for crystal in crystals}) == len(SALTS)
     joined = {crystal.reduced_formula: label for crystal, label in zip(crystals, labels.tolist(), strict=True)}
@@ -119,6 +128,106 @@ def test_sources_are_joined_and_a_crystal_that_comes_twice_is_learnt_once() -> N
         InvalidInput, match=r"one.extxyz#5: its formation energy is -1\.\d+ eV/atom, and -1 where the same crystal"
     ):
         labelled_crystals([Path("shard.parquet"), Path("folder")])
+
+
+def rows_with(**said: str) -> list[dict[str, Any]]:
+    """A table of crystals with formation energies, the first of which says something of its own."""
+    rows = [{"cif": cif(name), "e_form_per_atom": energy} for name, energy in zip(SALTS, expected().values(), strict=True)]
+    return [{**row, **{name: value if i == 4 else "" for name, value in said.items()}} for i, row in enumerate(rows)]
+
+
+def shard_with(**said: str) -> Path:
+    write_shard(
+        Path("said.parquet"),
+        [from_structure(structure("KBr"))],
+        {"e_form_per_atom": [-1.79], **{name: [value] for name, value in said.items()}},
+    )
+    return Path("said.parquet")
+
+
+def test_energies_of_two_methods_are_never_learnt_together() -> None:
+    """As in what is exported of a database: a table, a shard, entries or a table of formulas."""
+    own = [{**row, "method": ("chgnet-1", "r2scan-x", "pbe")[i % 3]} for i, row in enumerate(rows_with())]
+    write_csv(Path("all.csv"), own)
+    items = [
+        ReadCrystal(label=n, crystal=from_structure(structure(n)), fields={"e_form_per_atom": -1.5, "method": n}) for n in SALTS
+    ]
+    write_crystals(Path("all.parquet"), items[4:])
+    write_crystals(Path("all.json"), items[4:])
+    write_csv(Path("one.csv"), rows_with(method="chgnet-1"))
+    shard_with(method="pbe")
+    write_csv(Path("formulas.csv"), [{"formula": "KBr", "e_form_per_atom": -1.5, "method": "pbe"}])
+    for sources in ("all.csv",), ("all.parquet",), ("all.json",), ("one.csv", "said.parquet"):
+        with pytest.raises(InvalidInput, match=r"names [234] methods, .*; their energies never meet"):
+            labelled_crystals([Path(name) for name in sources])
+    for sources in ("all.csv",), ("all.parquet",), ("one.csv", "formulas.csv"), ("one.csv", "said.parquet"):
+        with pytest.raises(InvalidInput, match=r"names [234] methods, .*; their energies never meet"):
+            labelled_formulas([Path(name) for name in sources])
+    assert len(labelled_crystals([Path("one.csv")])[0]) == len(SALTS)
+
+
+def test_what_says_no_run_type_is_gga_and_meets_no_other() -> None:
+    write_csv(Path("r2scan.csv"), rows_with(run_type="R2SCAN"))
+    write_csv(Path("gga.csv"), rows_with(run_type="GGA+U"))
+    with pytest.raises(InvalidInput, match=r"never meet, GGA/GGA.U and R2SCAN .rows that do not say theirs count as GGA/GGA.U"):
+        labelled_crystals([Path("r2scan.csv")])
+    assert len(labelled_crystals([Path("gga.csv")])[0]) == len(SALTS)
+    with pytest.raises(InvalidInput, match=r"never meet, GGA/GGA.U and R2SCAN"):
+        labelled_crystals([Path("gga.csv"), shard_with(run_type="R2SCAN")])
+
+
+def test_given_formation_energies_are_not_learnt_with_those_taken_from_elements() -> None:
+    entries = json.loads(as_entries(Path("entries.json")).read_text())
+    without = {key: value for key, value in entries[5].items() if key not in {"energy", "correction"}}
+    Path("both.json").write_text(json.dumps([*entries[:5], {**without, "e_form_per_atom": -2.0}]))
+    with pytest.raises(InvalidInput, match=r"both.json#1: it has a total energy alone, and both.json#6 a formation energy alone"):
+        labelled_crystals([Path("both.json")])
+    with pytest.raises(InvalidInput, match="and 1 row of tables a formation energy alone"):
+        labelled_crystals([Path("entries.json"), shard_with()])
+    write_csv(Path("formulas.csv"), [{"formula": "KBr", "e_form_per_atom": -1.5}])
+    with pytest.raises(InvalidInput, match="and 1 row of tables a formation energy alone"):
+        labelled_formulas([Path("entries.json"), Path("formulas.csv")])
+    Path("beside.json").write_text(json.dumps([*entries[:7], {**entries[7], "e_form_per_atom": -0.5}]))
+    assert found(Path("beside.json")) == pytest.approx(expected(), abs=1e-6), "all from the elements, as in an import"
+
+
+def test_an_energy_under_another_name_beside_a_correction_is_refused_as_in_an_import() -> None:
+    rows = [{"cif": cif(n), "e_dft": e * len(structure(n)), "correction_per_atom": -0.1} for n, e in SALTS.items()]
+    with pytest.raises(InvalidInput, match=r"mine.csv#1: e_dft: a correction of -0.1 eV/atom stands beside it"):
+        found(write_csv(Path("mine.csv"), rows), energy_key="e_dft")
+    raw = [
+        {**row, "energy": row["e_dft"], "correction_per_atom": -0.1 if "Cl" in cif_name else 0.0}
+        for row, cif_name in zip(rows, SALTS, strict=True)
+    ]
+    write_csv(Path("mine.csv"), raw)
+    assert found(Path("mine.csv"), energy_key="energy")["NaCl"] == pytest.approx(-1.975 - 0.1 + 0.05), "Cl is corrected, too"
+
+
+def test_gga_with_u_meets_gga_with_its_correction_alone() -> None:
+    entries = json.loads(as_entries(Path("entries.json")).read_text())
+    for entry in entries:
+        entry["parameters"] = {"run_type": "GGA+U" if entry["composition"].keys() == {"Na", "Br"} else "GGA"}
+    Path("entries.json").write_text(json.dumps(entries))
+    with pytest.raises(InvalidInput, match=r"GGA.U energies without corrections stand beside those of GGA"):
+        found(Path("entries.json"))
+    for entry in entries:
+        entry["correction"] -= 0.2 if entry["parameters"]["run_type"] == "GGA+U" else 0.0
+    Path("entries.json").write_text(json.dumps(entries))
+    assert found(Path("entries.json"))["NaBr"] == pytest.approx(expected()["NaBr"] - 0.1)
+
+
+def test_tables_of_formulas_are_read_under_the_names_that_others_use() -> None:
+    for header in (
+        "Formula,formation_energy_per_atom",
+        "composition,E_form_per_atom",
+        " reduced_formula ,Formation_Energy_Per_Atom",
+    ):
+        Path("f.csv").write_text(f"{header}\nClNa,-2.1\nKBr,-1.8\n")
+        read = labelled_formulas([Path("f.csv")])
+        assert dict(zip(read.formulas, read.targets[:, 0].tolist(), strict=True)) == {"NaCl": -2.1, "KBr": -1.8}
+    Path("f.csv").write_text("formula,Formula,e_form_per_atom\nNaCl,NaCl,-2.1\n")
+    with pytest.raises(InvalidInput, match="2 columns named formula"):
+        labelled_formulas([Path("f.csv")])
 
 
 def entries_with(**changes: Any) -> list[dict[str, Any]]:
@@ -165,7 +274,7 @@ def test_formulas_from_tables_and_from_crystals() -> None:
     Path("formulas.csv").write_text(
         "formula,e_form_per_atom,decomposition_energy\nNa2Cl2,-2.0,\nNaCl,-1.9,0.01\nNaN,-0.5,0.2\nFe2O3,,-0.1\n"
     )
-    read = labelled_formulas([Path("formulas.csv"), as_extxyz(Path("mine.extxyz"))])
+    read = labelled_formulas([Path("formulas.csv"), as_extxyz_of_formation_energies(Path("mine.extxyz"))])
     by_formula = dict(zip(read.formulas, read.targets, strict=True))
     np.testing.assert_allclose(by_formula["NaCl"], [-2.0, 0.01])
     np.testing.assert_allclose(by_formula["NaN"], [-0.5, 0.2])
