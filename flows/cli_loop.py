@@ -6,8 +6,8 @@ import typer
 from rich.console import Console
 
 from flows.cli import app, make_console, print_json
+from flows.plurals import counted
 from flows.settings import AUTOMATIC, SCREENED_PER_EVALUATION, CampaignSettings, RoundSettings, Settings, parse_elements
-from flows.words import plural
 from gnome.errors import InvalidInput
 
 campaign_app = typer.Typer(help="Run several rounds with learning in between, at once or on a schedule.", no_args_is_help=True)
@@ -186,7 +186,9 @@ def campaign_abandon() -> None:
     with open_workspace(settings, listener=Bars(make_console(stderr=True)), resume=True) as workspace:
         record = abandon_round(workspace)
     n = (record.summary or {}).get("n_kept", 0)
-    make_console().print(f"Round {record.number} is given up; {plural(n, 'new crystal')} of it {'is' if n == 1 else 'are'} kept.")
+    make_console().print(
+        f"Round {record.number} is given up; {counted(n, 'new crystal')} of it {'is' if n == 1 else 'are'} kept."
+    )
 
 
 def _campaign(

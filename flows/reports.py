@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from flows.words import plural
+from flows.plurals import counted
 from gnome.database.records import Ancestor, RoundRecord
 from gnome.database.store import Store
 from gnome.quantities import Quantity
@@ -118,15 +118,15 @@ def headline(record: RoundRecord, rows: Sequence[Mapping[str, Any]], *, n_known:
     alone = sum(not row[Quantity.SUPPORTED.value] for row in rows)
     far = sum(row["group"] == "other" for row in rows)
     remarks = [
-        (doubtful, f"Doubtful, and shown last: {plural(doubtful, 'hit')}."),
-        (known, f"With a composition that this database knows under another method: {plural(known, 'hit')}."),
-        (alone, f"Not called stable, because they compete with the elements alone: {plural(alone, 'find')}."),
-        (far, f"More than 50 meV/atom above the hull, and not shown: {plural(far, 'find')}."),
+        (doubtful, f"Doubtful, and shown last: {counted(doubtful, 'hit')}."),
+        (known, f"With a composition that this database knows under another method: {counted(known, 'hit')}."),
+        (alone, f"Not called stable, because they compete with the elements alone: {counted(alone, 'find')}."),
+        (far, f"More than 50 meV/atom above the hull, and not shown: {counted(far, 'find')}."),
     ]
     return [
         (
-            f"Round {record.number}: {plural(len(hits), 'hit')} in {plural(n, 'evaluation')} ({rate}): new compositions on the hull, "
-            f"judged by {record.settings.get('method')} against the {plural(n_known, 'crystal')} here and the round's own finds."
+            f"Round {record.number}: {counted(len(hits), 'hit')} in {counted(n, 'evaluation')} ({rate}): new compositions on the hull, "
+            f"judged by {record.settings.get('method')} against the {counted(n_known, 'crystal')} here and the round's own finds."
         ),
         HULL_NOTE,
         *hint,
@@ -137,7 +137,7 @@ def headline(record: RoundRecord, rows: Sequence[Mapping[str, Any]], *, n_known:
 def expected_line(symbols: Iterable[str], expected: Sequence[tuple[str, float]], *, shown: int = 8) -> str:
     """Say which compounds a system is expected to have beside those that are known, and what follows from that."""
     first = ", ".join(f"{formula} ({p:.2f})" for formula, p in expected[:shown])
-    number = plural(len(expected), "compound")
+    number = counted(len(expected), "compound")
     return (
         f"{number} of {'-'.join(sorted(symbols))} that this database lacks {'is' if len(expected) == 1 else 'are'} expected to be stable "
         f"by formula alone: {first}{' ...' if len(expected) > shown else ''}. Many will be known: import what is known there first, with "
