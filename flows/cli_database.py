@@ -230,6 +230,9 @@ def import_command(
             "GGA+U also lets in GGA beside GGA+U without corrections."
         ),
     ] = "",
+    relax: Annotated[
+        bool, typer.Option("--relax", help="Relax crystals that come with energies too; the energies are left aside.")
+    ] = False,
     report: Annotated[Path | None, typer.Option(help="Write what was refused here, one line each.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -249,7 +252,7 @@ def import_command(
         for source in sources:
             check_report(report, source)
     with open_workspace(settings, evaluator=evaluator or None, listener=Bars(console)) as workspace:
-        done = import_crystals(workspace, *sources, method_name=method, energy_key=energy_key, run_type=run_type)
+        done = import_crystals(workspace, *sources, method_name=method, energy_key=energy_key, run_type=run_type, relax=relax)
     lines = [f"{refusal.label}: {refusal.reason}: {refusal.message}" for refusal in done.refused]
     if report is not None:
         with atomic_write(report) as temporary:

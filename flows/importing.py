@@ -24,26 +24,32 @@ from gnome.stability.method import Method
 
 
 def import_crystals(
-    workspace: Workspace, *sources: Path, method_name: str = "", energy_key: str = "", run_type: str = ""
+    workspace: Workspace, *sources: Path, method_name: str = "", energy_key: str = "", run_type: str = "", relax: bool = False
 ) -> Imported:
     """Import every crystal of files and folders; what cannot be used is reported, the rest goes in.
 
     Crystals that come with energies join the hull of the method named (`importing_energies`), others are relaxed by the workspace's
     evaluator.  `energy_key`: a field that holds the total energy, eV per cell (per atom where its name ends so), in place of `energy`;
-    `run_type`: the one to take of several.  Raises InvalidInput, with nothing imported, where a source is missing.
+    `run_type`: the one to take of several; `relax`: leave energies aside.  Raises InvalidInput, with nothing imported, where a source is
+    missing.
     """
     _check_sources(sources)
+    if relax and (method_name or energy_key or run_type):
+        raise InvalidInput("--relax leaves the files' energies aside; it does not go with --method, --energy-key or --run-type")
     if (energy_key or run_type) and not method_name:
         option = f"--energy-key {energy_key}" if energy_key else f"--run-type {run_type}"
         raise InvalidInput(f"{option}: goes with energies that are imported; name their method with --method")
     _refuse_open_round(workspace)  # before the reading, which may take long; once more when no round can begin
     good, refused = _read(sources, energy_key)
-    with_energy = [item for item in good if has_energy(item)]
+    with_energy = [] if relax else [item for item in good if has_energy(item)]
     where = ", ".join(map(str, sources))
     if with_energy and not method_name:
-        raise InvalidInput(f"{where}: {counted(len(with_energy), 'crystal')} with energies; name their method with --method")
+        raise InvalidInput(
+            f"{where}: {counted(len(with_energy), 'crystal')} with energies; name their method with --method, or relax the crystals with "
+            "--relax"
+        )
     notes: list[str] = []
-    unread = Counter(name for item in good if not has_energy(item) for name in unread_energies(item.fields))
+    unread = Counter(name for item in good if not (relax or has_energy(item)) for name in unread_energies(item.fields))
     if with_energy:
         refused += [without_energy(item) for item in good if not has_energy(item)]
     elif method_name and good:

@@ -231,3 +231,18 @@ def test_a_report_does_not_replace_what_is_imported(here: Here, good_element: Pa
         assert (code, out) == (2, "")
         assert "would stand among what is imported" in one_line(err)
     assert (tmp_path / "in" / "Cu.extxyz").read_text() == before
+
+
+def test_crystals_with_energies_can_be_relaxed(here: Here, tmp_path: Path) -> None:
+    """What was exported comes back without a method of its own."""
+    write_folder(tmp_path / "first", known_crystals())
+    assert here(tmp_path, "import", tmp_path / "first")[0] == 0
+    assert here(tmp_path, "export", "all.cif")[0] == 0
+    (tmp_path / "gnome.db").rename(tmp_path / "old.db")
+    assert "or relax the crystals with --relax" in one_line(here(tmp_path, "import", "all.cif")[2])
+    assert "does not go with --method" in one_line(here(tmp_path, "import", "all.cif", "--relax", "--method", "m")[2])
+    code, out, err = here(tmp_path, "import", "all.cif", "--relax", "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert (answer["imported"], answer["refused"], answer["notes"]) == (len(known_crystals()), [], [])
+    assert answer["method"].startswith("emt-")
