@@ -62,9 +62,9 @@ def known_phases(
         return None
     fitted = spread_evenly(usable, MAX_CALIBRATION)
     known = [row.crystal for row in fitted], [row.e_form_per_atom for row in fitted]
-    return KnownPhases(
-        hull, _offset(settings, ensemble, hull.method, known, unrelaxed_examples(hull.method, rows), volumes, listener)
-    )
+    offset = _offset(settings, ensemble, hull.method, known, unrelaxed_examples(hull.method, rows), volumes, listener)
+    listener.say(f"Mind: {offset.note}.")
+    return KnownPhases(hull, offset)
 
 
 def _offset(
