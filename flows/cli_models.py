@@ -88,7 +88,12 @@ def predict_command(
     _print_predictions(rows, as_json=as_json, as_csv=as_csv, columns=columns)
     if not (as_json or as_csv):
         _print_what_stable_means(rows)
-    if all(row[Quantity.REFUSED] for row in rows):  # a script must not take it for an answer
+    _fail_where_all_are_refused(rows)
+
+
+def _fail_where_all_are_refused(rows: list[dict[str, Any]]) -> None:
+    """End with 1, so that a script does not take it for an answer."""
+    if all(row[Quantity.REFUSED] for row in rows):
         raise typer.Exit(1)
 
 
@@ -127,10 +132,10 @@ def evaluate_command(
     )
     if as_json:
         print_json(rows)
-        return
-    _print_rows(
-        rows, (Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.ENERGY_PER_ATOM, Quantity.E_FORM_PER_ATOM, Quantity.REFUSED)
-    )
+    else:
+        shown = (Quantity.ID, Quantity.REDUCED_FORMULA, Quantity.ENERGY_PER_ATOM, Quantity.E_FORM_PER_ATOM, Quantity.REFUSED)
+        _print_rows(rows, shown)
+    _fail_where_all_are_refused(rows)
 
 
 def _print_what_stable_means(rows: list[dict[str, Any]]) -> None:

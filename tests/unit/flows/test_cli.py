@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import typer
 from emt_world import known_crystals, l1_2, round_settings, write_folder
@@ -20,6 +21,7 @@ from flows.cli import INTERRUPTED, app
 from gnome.crystals.crystal import Crystal
 from gnome.crystals.formats import ReadCrystal, read_crystals
 from gnome.crystals.shards import read_shard
+from gnome.crystals.writers import write_crystals
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 SMALL = ["--evaluator", "emt", "--candidates", "60", "--screened", "20", "--budget", "4"]
@@ -200,6 +202,14 @@ def test_brackets_in_names_are_shown_as_they_are(gnome: Gnome, own_folder: Path)
     assert shown.code == 0
     assert "runs[old]" in shown.out
     assert "x[/b]" in shown.out
+
+
+def test_an_evaluation_that_answers_nothing_fails(gnome: Gnome, database: Path, own_folder: Path) -> None:
+    uranium = Crystal.from_symbols(4.0 * np.eye(3), ["U"], [[0, 0, 0]])
+    write_crystals(Path("alien.cif"), [ReadCrystal(label="alien", crystal=uranium, fields={})])
+    done = gnome("evaluate", "alien.cif", "--json")
+    assert done.code == 1
+    assert json.loads(done.out)[0]["refused"].startswith("unsupported_element")
 
 
 def test_evaluate_relaxes_and_leaves_the_database_alone(gnome: Gnome, database: Path, own_folder: Path) -> None:
