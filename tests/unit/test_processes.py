@@ -347,7 +347,8 @@ class TestProcessorTime:
 
 
 PARENT = """
-    import sys
+    import signal, sys
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that run under nohup ignore it, and so would this
     from gnome.processes import LineWorker, run_bounded
     how, own = sys.argv[1:]
     command = ["sh", "-c", f"setsid sleep {own} & (setsid sh -c 'sleep {own}; true' &) ; sleep {own}; true"]
