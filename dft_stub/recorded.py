@@ -7,9 +7,10 @@ whenever it has changed, so whoever computes the answers appends to it and they 
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from dft_stub.evaluator import Evaluation, Failure
@@ -99,6 +100,8 @@ class RecordedEvaluator:
             status = self._path.stat()
         except OSError as error:
             raise EvaluatorUnavailable(f"{self._path}: cannot be read ({error})") from None
+        if not S_ISREG(status.st_mode):
+            raise EvaluatorUnavailable(f"{self._path}: cannot be read (no file)")
         stamp = (status.st_mtime_ns, status.st_size)
         if stamp == self._stamp:
             return
@@ -106,7 +109,7 @@ class RecordedEvaluator:
         labels = {evaluation.method.label for _, evaluation in answers}
         if len(labels) > 1:
             raise EvaluatorUnavailable(f"{self._path}: holds several methods ({', '.join(sorted(labels))}); keep one a file")
-        self._answers, self._stamp = dict(answers), stamp
+        self._answers, self._stamp = _one_each(self._path, answers), stamp
 
 
 def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
@@ -120,6 +123,8 @@ def evaluation_from_dict(record: Mapping[str, Any]) -> Evaluation:
     """Rebuild what `evaluation_to_dict` gave; raises InvalidInput when it is something else."""
     try:
         failure, crystal = record.get("failure"), record.get("crystal")
+        if not isinstance(record["converged"], bool) or not isinstance(record["id"], str):
+            raise InvalidInput(f"converged is {record['converged']!r} and id {record['id']!r}, expected true or false and a text")
         answered = all(record.get(name) is not None for name in ("crystal", "energy_per_atom", "e_form_per_atom"))
         if bool(record["converged"]) != (failure is None) or (failure is None and not answered):
             raise InvalidInput("converged goes with a crystal, energy_per_atom and e_form_per_atom, anything else with a failure")
@@ -135,14 +140,30 @@ def evaluation_from_dict(record: Mapping[str, Any]) -> Evaluation:
         raise InvalidInput(f"not a record of an evaluation: {error}") from None
 
 
+def _one_each(path: Path, answers: Iterable[tuple[str, Evaluation]]) -> dict[str, Evaluation]:
+    """The last answer for each crystal; raises EvaluatorUnavailable for two energies, of which nobody knows which is right."""
+    found: dict[str, Evaluation] = {}
+    for identifier, answer in answers:
+        before = found.get(identifier)
+        if before is not None and before.converged and answer.converged and before.energy_per_atom != answer.energy_per_atom:
+            raise EvaluatorUnavailable(
+                f"{path}: two energies of {identifier}, {before.energy_per_atom} and {answer.energy_per_atom} eV/atom; keep one"
+            )
+        found[identifier] = answer
+    return found
+
+
 def _lines(path: Path) -> Iterator[tuple[str, Evaluation]]:
-    lines = path.read_text().split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise EvaluatorUnavailable(f"{path}: not UTF-8 text (byte {error.start})") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             evaluation = evaluation_from_dict(json.loads(line))
-        except (json.JSONDecodeError, InvalidInput, AttributeError) as error:
+        except (ValueError, RecursionError, InvalidInput, AttributeError) as error:
             if number == len(lines):  # no newline yet: still being written
                 return
             raise EvaluatorUnavailable(f"{path}, line {number}: {error}") from None

@@ -183,7 +183,7 @@ def campaign_abandon() -> None:
 
     settings = Settings()
     _require_database(settings)
-    with open_workspace(settings, listener=Bars(make_console(stderr=True)), resume=True) as workspace:
+    with open_workspace(settings, listener=Bars(make_console(stderr=True)), resume=True, quiet=True) as workspace:
         record = abandon_round(workspace)
     n = (record.summary or {}).get("n_kept", 0)
     make_console().print(

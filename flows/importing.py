@@ -62,7 +62,9 @@ def import_crystals(
         workspace.listener.say(notes[0])  # before hours of work
     with hold_round(workspace.store):
         _refuse_open_round(workspace)
-        if with_energy:
+        if method_name and not good:
+            done = Imported(n_imported=0, n_known=0, refused=tuple(refused), method=method_name)
+        elif with_energy:
             done = import_energies(workspace, with_energy, refused, method_name, run_type)
         else:
             done = _import_structures(workspace, good, refused)

@@ -6,7 +6,7 @@ method holds is remembered with its crystals.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flows.assess import crystal_record, update_hull
@@ -23,11 +23,11 @@ from flows.energy_rows import (
 from flows.plurals import counted
 from flows.workspace import Workspace
 from gnome.crystals.elements import SYMBOLS
-from gnome.crystals.energy_fields import GGA, family_of, has_u, is_formation, run_family, unread_energies
+from gnome.crystals.energy_fields import AGREE, GGA, family_of, has_u, is_formation, run_family, unread_energies
 from gnome.crystals.formats import ReadCrystal, Refusal
 from gnome.database.records import CrystalRecord
 from gnome.errors import EvaluatorUnavailable, InvalidCrystal, InvalidInput
-from gnome.quantities import STABLE_TOLERANCE
+from gnome.quantities import STABLE_TOLERANCE, Quantity
 from gnome.stability.method import Method
 from gnome.stability.references import ElementalReferences
 
@@ -91,13 +91,43 @@ def import_energies(
     for item in sorted(items, key=lambda item: _energy(item, given), reverse=True):
         lowest[item.crystal.id] = item
     n_same = len(items) - len(lowest)
+    notes += _several_energies(items, lowest, given)
     items = [item for item in items if lowest[item.crystal.id] is item]
     records = _given_records(items, method, refused) if given else _total_records(items, method, before, refused, notes)
+    notes += _other_energies(workspace, records, method)
     n = workspace.store.add_crystals(records)
     update_hull(workspace.store, method.label)
     return Imported(
         n_imported=n, n_known=len(records) - n + n_same, refused=tuple(refused), method=method.label, notes=tuple(notes)
     )
+
+
+def _several_energies(items: Sequence[ReadCrystal], lowest: Mapping[str, ReadCrystal], given: bool) -> list[str]:
+    """Say where one crystal comes with several energies, of which the lowest counts."""
+    higher = {
+        f"{item.label} ({_energy(item, given):.3f}, not {_energy(lowest[item.crystal.id], given):.3f})"
+        for item in items
+        if _energy(item, given) - _energy(lowest[item.crystal.id], given) > AGREE
+    }
+    return (
+        [f"of a crystal that comes with several energies the lowest counts, eV/atom: left out {_some(higher)}"] if higher else []
+    )
+
+
+def _other_energies(workspace: Workspace, records: Sequence[CrystalRecord], method: Method) -> list[str]:
+    """Say where a crystal is known already, with another energy; it keeps the one that it has."""
+    known = workspace.store.crystals_by_id({record.crystal.id for record in records}, method.label)
+    other = {
+        f"{record.crystal.reduced_formula} {record.crystal.id} ({record.e_form_per_atom:.3f}, known with {stored:.3f})"
+        for record in records
+        for one in known.get(record.crystal.id, ())
+        if abs((stored := float(one.row[Quantity.E_FORM_PER_ATOM])) - record.e_form_per_atom) > AGREE
+    }
+    return [f"known already with another formation energy, eV/atom, and left as they are: {_some(other)}"] if other else []
+
+
+def _some(lines: Collection[str], shown: int = 5) -> str:
+    return ", ".join(sorted(lines)[:shown]) + (f" and {len(lines) - shown} more" if len(lines) > shown else "")
 
 
 def _before(workspace: Workspace, method: Method) -> _Before:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from flows.assess import crystal_record, update_hull
 from flows.workspace import Workspace
+from gnome.crystals.crystal import Crystal
+from gnome.crystals.identity import same_crystal
 from gnome.crystals.shards import read_shard
 from gnome.database.records import CrystalRecord
 from gnome.errors import InvalidInput
@@ -16,8 +18,8 @@ from gnome.stability.method import Method
 def add_seeds(workspace: Workspace) -> int:
     """Store the shipped seeds unless the evaluator's method has been given them; returns how many were new.
 
-    Whatever else is there, imported crystals for example, stays beside them.  The seeds carry energies of the default evaluator; for
-    another one nothing is stored (its seeds are imported with `gnome import`).
+    Whatever else is there, imported crystals for example, stays, and a seed that is one of them is left out.  The seeds carry energies of
+    the default evaluator; for another one nothing is stored (its seeds are imported with `gnome import`).
     """
     store, wanted = workspace.store, workspace.evaluator.method.label
     path = shipped_data() / "seeds.parquet"
@@ -58,9 +60,16 @@ def _seeds(workspace: Workspace, path: Path, wanted: str) -> list[CrystalRecord]
         raise InvalidInput(f"{path}: its metadata name no method ({error}); get the file again") from None
     if method.label != wanted:
         return []
+    imported: dict[str, list[Crystal]] = {}
+    for stored in workspace.store.crystals_of(wanted):
+        if stored.row[Quantity.ORIGIN] != "seed":
+            imported.setdefault(stored.crystal.reduced_formula, []).append(stored.crystal)
     records = []
     with workspace.listener.stage("reading the seeds", len(crystals), "crystals") as count:
         for i, crystal in enumerate(crystals):
+            if any(same_crystal(crystal, other) for other in imported.get(crystal.reduced_formula, ())):
+                count()  # imported before the first round
+                continue
             records.append(
                 crystal_record(
                     crystal,

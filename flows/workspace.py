@@ -177,11 +177,17 @@ def evaluator_of(settings: Settings, name: str) -> Evaluator:
 
 @contextmanager
 def open_workspace(
-    settings: Settings, *, evaluator: str | None = None, listener: Listener | None = None, resume: bool = False
+    settings: Settings,
+    *,
+    evaluator: str | None = None,
+    listener: Listener | None = None,
+    resume: bool = False,
+    quiet: bool = False,
 ) -> Iterator[Workspace]:
     """Open the database of these settings; at the end it is closed and worker processes are ended.
 
     With `resume`, an unfinished round's own evaluator is used, whatever is asked for; where none is given, that of the last round.
+    With `quiet` nothing is said of going on with it.
     """
     listener = listener or Silent()
     with Store.open(settings.database) as store:
@@ -190,10 +196,13 @@ def open_workspace(
         unfinished = rounds[-1] if rounds and rounds[-1].state == "running" else None
         if unfinished is not None:
             name = str(unfinished.settings["evaluator"])
-            if round_holder(store) is None:  # otherwise it is being run, and whoever wants to go on with it is told so
+            if not quiet and round_holder(store) is None:  # one that is being run is refused, with its holder
+                kept = unfinished.settings
+                system = "-".join(kept.get("elements") or ()) or "all elements"
                 listener.say(
-                    f"Going on with round {unfinished.number}, which was interrupted, with the settings it began with; "
-                    "`gnome campaign abandon` gives it up."
+                    f"Going on with round {unfinished.number}, which was interrupted, as it began ({system}, budget "
+                    f"{kept.get('budget')}, seed {kept.get('seed')}); what is asked for otherwise is left aside. "
+                    "`gnome campaign abandon` gives the round up."
                 )
         workspace = Workspace(store, settings, name, listener)
         try:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from math import comb
 
 import numpy as np
-from moyopy import Cell, MoyoDataset
+from moyopy import Cell
 from numpy.typing import NDArray
 
 from gnome.crystals.crystal import Crystal
+from gnome.crystals.identity import find_symmetry
 
 MAX_SITES = 62
 """Sites of one element that are handled: a subset is the bits of one int64."""
@@ -46,7 +47,7 @@ def site_symmetry(crystal: Crystal, settings: SymmetrySettings = DEFAULT_SYMMETR
     identity = np.arange(crystal.n_atoms)[None, :]
     cell = Cell(crystal.lattice.tolist(), crystal.frac_coords.tolist(), crystal.atomic_numbers.tolist())
     try:
-        found = MoyoDataset(cell, symprec=settings.symprec)
+        found = find_symmetry(cell, settings.symprec)
     except ValueError:
         return SiteSymmetry(1, identity)
     rotations = np.array(found.operations.rotations, dtype=np.float64)

@@ -78,6 +78,14 @@ def _energies(record: dict[str, Any], stated: dict[str, Any], n_atoms: int) -> d
         if not isinstance(record[name], int | float) or isinstance(record[name], bool):
             raise InvalidCrystal("energy", f"{name} is {str(record[name])[:60]!r}, expected a number")
         cell[str(quantity)] = record[name] / n_atoms
+    if record.get("energy_adjustments"):
+        adjusted = _adjustments(record["energy_adjustments"]) / n_atoms
+        own = cell.get(Quantity.CORRECTION_PER_ATOM)
+        if own and abs(own - adjusted) > AGREE:  # pymatgen may write 0 beside adjustments, and means these
+            raise InvalidCrystal(
+                "energy", f"correction is {record['correction']:g} eV, energy_adjustments sum to {adjusted * n_atoms:g}; keep one"
+            )
+        cell[str(Quantity.CORRECTION_PER_ATOM)] = adjusted
     if (in_cell := cell.get(Quantity.CORRECTION_PER_ATOM)) is not None:
         per_atom = number(stated.get(Quantity.CORRECTION_PER_ATOM))
         if per_atom is not None and abs(per_atom - in_cell) > AGREE:
@@ -91,6 +99,28 @@ def _energies(record: dict[str, Any], stated: dict[str, Any], n_atoms: int) -> d
         if other is not None and abs(other / n_atoms - energy) > AGREE:
             raise InvalidCrystal("energy", f"energy is {record['energy']:g} and, in data, {other:g} eV; keep one")
     return cell
+
+
+def _adjustments(listed: Any) -> float:
+    """Sum pymatgen's energy adjustments of a cell, eV."""
+    total = 0.0
+    for one in listed if isinstance(listed, list) else [listed]:
+        plain = _plain(one)
+        try:
+            if "value" in plain:
+                total += float(plain["value"])
+            else:
+                per_atom = (
+                    float(plain["adj_per_atom"])
+                    if "adj_per_atom" in plain
+                    else float(plain["adj_per_deg"]) * float(plain["temp"])
+                )
+                total += per_atom * float(plain["n_atoms"])
+        except (KeyError, ValueError):
+            raise InvalidCrystal(
+                "energy", f"energy_adjustments holds {str(one)[:60]!r}, whose energy is not understood; give the correction alone"
+            ) from None
+    return total
 
 
 def _check_composition(composition: Any, crystal: Crystal) -> None:

@@ -114,14 +114,19 @@ def prototype_label(crystal: Crystal, *, symprec: float = SYMPREC) -> str:
 
 
 def _dataset(structure: Structure, symprec: float) -> moyopy.MoyoDataset:
-    """Symmetry of a structure; raises ValueError when moyopy finds none.
+    """Symmetry of a structure; raises ValueError when moyopy finds none."""
+    return find_symmetry(MoyoAdapter.from_structure(structure), symprec)
+
+
+def find_symmetry(cell: moyopy.Cell, symprec: float) -> moyopy.MoyoDataset:
+    """Symmetry of a cell; raises ValueError when moyopy finds none.
 
     A supercell makes moyopy log that it left out operations of the primitive cell, which is what is wanted here.
     """
     logger = logging.getLogger("moyo")
     logger.addFilter(_is_no_remark_on_supercells)
     try:
-        return moyopy.MoyoDataset(MoyoAdapter.from_structure(structure), symprec=symprec)
+        return moyopy.MoyoDataset(cell, symprec=symprec)
     finally:
         logger.removeFilter(_is_no_remark_on_supercells)
 

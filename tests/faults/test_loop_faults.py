@@ -422,6 +422,24 @@ def test_an_import_before_the_first_round_keeps_no_seed_out(
         assert add_seeds(workspace) == 1, "a newer file brings what it has more"
 
 
+@pytest.mark.filterwarnings("ignore:No Pauling electronegativity:UserWarning")
+def test_a_seed_that_was_imported_before_does_not_stand_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crystals, columns, metadata = read_shard(shipped_data() / "seeds.parquet")
+    method, n = Method.from_dict(metadata["method"]), 40
+    write_shard(tmp_path / "seeds.parquet", crystals[:n], {name: column[:n] for name, column in columns.items()}, metadata)
+    monkeypatch.setattr("flows.seeding.shipped_data", lambda: tmp_path)
+    with open_workspace(Settings(database_url=f"sqlite:///{tmp_path / 'gnome.db'}", workers=1), evaluator="chgnet") as workspace:
+        vars(workspace)["evaluator"] = AtOnce(method, frozenset(range(1, 95)))
+        slightly_off = crystals[7].scaled(1.003)
+        found = import_crystals(workspace, write_folder(tmp_path / "mine", {"own": slightly_off}))
+        assert found.n_imported == 1
+        assert add_seeds(workspace) == n - 1
+        rows = query(workspace.store, "")
+    assert Counter(row["origin"] for row in rows) == Counter(seed=n - 1, imported=1)
+    seeds = {row["id"] for row in rows if row["origin"] == "seed"}
+    assert seeds == {crystal.id for crystal in crystals[:n]} - {crystals[7].id}
+
+
 def test_a_round_without_a_substitution_says_that_nothing_was_proposed(emt_world: Path, tmp_path: Path) -> None:
     copy_world(emt_world, tmp_path)
     with open_workspace(settings_in(tmp_path)) as workspace:

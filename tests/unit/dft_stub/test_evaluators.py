@@ -195,8 +195,19 @@ def test_a_shard_answers_too(tmp_path: Path) -> None:
             recorded_line(CUAU) + "\n" + recorded_line(CUBIC_CU3AU, method=Method(code="b", functional="c")) + "\n",
             "several methods",
         ),
+        (recorded_line(CUAU).replace('"converged": true', '"converged": "no"') + "\n\n", "line 1: .*converged is 'no'"),
+        (
+            recorded_line(CUAU).replace(f'"id": "{CUAU.id}"', '"id": 5') + "\n\n",
+            "line 1: .*id 5, expected true or false and a text",
+        ),
+        ('{"energy": ' + "9" * 5000 + "}\n\n", "line 1"),
+        ("[" * 200_000 + "\n\n", "line 1"),
+        (
+            recorded_line(CUAU) + "\n" + recorded_line(CUAU).replace("-0.1", "-0.2").replace("-3.5", "-3.6") + "\n",
+            "two energies of",
+        ),
     ],
-    ids=["empty", "broken", "mixed"],
+    ids=["empty", "broken", "mixed", "no boolean", "no text", "long number", "deep", "two energies"],
 )
 def test_a_table_that_cannot_be_used_says_why(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "answers.jsonl").write_text(content)

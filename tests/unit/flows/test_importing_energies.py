@@ -315,3 +315,55 @@ def test_the_cases_that_failed_once(gnome: Gnome) -> None:
     failed(gnome("import", keys / "e02_ref_energy.extxyz", "--method", "pbe"), 2, "REF_energy")
     failed(gnome("import", keys / "e03_free_energy.extxyz", "--method", "pbe"), 2, "free_energy")
     assert "mtt::charge" in gnome("import", keys / "e04_colons.extxyz", "--method", "pbe").err
+
+
+def test_another_energy_of_a_known_crystal_is_said_and_changes_nothing(gnome: Gnome) -> None:
+    write("a.json", *salts())
+    assert gnome("import", "a.json", "--method", "m", "--json").json["notes"] == []
+    before = stored()
+    assert gnome("import", "a.json", "--method", "m", "--json").json["notes"] == []
+    lower = entry("again", ["Na", "Cl"], 4.1, -9.0)
+    write("b.json", *salts()[:2], lower)
+    done = gnome("import", "b.json", "--method", "m", "--json").json
+    (note,) = done["notes"]
+    assert "known already with another formation energy" in note
+    assert "NaCl " in note
+    assert "(-2.950, known with -1.950)" in note
+    assert stored() == before
+    write("c.json", *salts(), lower)
+    (note,) = gnome("import", "c.json", "--method", "other", "--json").json["notes"]
+    assert note.startswith("of a crystal that comes with several energies the lowest counts")
+    assert "(-3.500, not -4.500)" in note
+
+
+@pytest.mark.parametrize(
+    ("adjustments", "correction", "expected"),
+    [
+        ([{"@class": "ConstantEnergyAdjustment", "value": -0.2}], None, -0.1),
+        ([{"adj_per_atom": -0.3, "n_atoms": 1}, {"value": 0.1}], 0.0, -0.1),
+        ([{"adj_per_deg": 0.001, "n_atoms": 2, "temp": 100}], 0.2, 0.1),
+        ([{"value": -3.0}], -1.0, "correction is -1 eV, energy_adjustments sum to -3"),
+        ([{"@class": "Unheard"}], None, "whose energy is not understood"),
+    ],
+)
+def test_energy_adjustments_of_pymatgen_are_the_correction(
+    gnome: Gnome, adjustments: list[dict[str, Any]], correction: float | None, expected: float | str
+) -> None:
+    sodium, chlorine, salt = salts()
+    more = {} if correction is None else {"correction": correction}
+    write("a.json", sodium, chlorine, {**salt, **more, "energy_adjustments": adjustments})
+    done = gnome("import", "a.json", "--method", "m", "--json").json
+    if isinstance(expected, str):
+        assert expected in done["refused"][0]
+    else:
+        found = dict(stored("reduced_formula, correction_per_atom"))
+        assert found["NaCl"] == pytest.approx(expected)
+
+
+def test_an_import_of_which_nothing_can_be_read_names_no_evaluator(gnome: Gnome) -> None:
+    Path("response.json").write_text(json.dumps({"data": salts()}))
+    done = gnome("import", "response.json", "--method", "m", "--json")
+    assert done.code == 1
+    answer = json.loads(done.out)
+    assert (answer["method"], answer["imported"]) == ("m", 0)
+    assert "relaxing" not in done.err
