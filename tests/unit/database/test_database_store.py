@@ -139,7 +139,7 @@ def test_answers_of_a_round_are_stored_once_and_counted_once(store: Store) -> No
             crystal_id=discovered.crystal.id,
             novel=True,
             e_above_hull_before=-0.2,
-            forces=[[0.1, 0.0, math.nan]],
+            forces=[[0.1, 0.0, -0.2]],
             n_steps=12,
         ),
         answer(
@@ -157,7 +157,9 @@ def test_answers_of_a_round_are_stored_once_and_counted_once(store: Store) -> No
     assert store.add_evaluations(answers) == 0
     assert store.failures_of_round(1) == {"crashed": 1, "timeout": 1}
     stored = {found.candidate_id: found for found in store.evaluations_of_round(1)}
-    assert stored["c1"].forces == [[0.1, 0.0, None]]
+    assert stored["c1"].forces == [[0.1, 0.0, -0.2]]
+    with pytest.raises(InvalidInput, match="converged, with forces that are not finite numbers"):
+        answer("c1", forces=[[0.1, 0.0, math.nan]])
     assert (stored["c1"].crystal_id, stored["c1"].novel, stored["c1"].n_steps) == (discovered.crystal.id, True, 12)
     assert stored["c1"].method == CHGNET
     assert stored["c02"].energy_per_atom is None

@@ -203,7 +203,7 @@ def test_a_shard_answers_too(tmp_path: Path) -> None:
         ('{"energy": ' + "9" * 5000 + "}\n\n", "line 1"),
         ("[" * 200_000 + "\n\n", "line 1"),
         (
-            recorded_line(CUAU) + "\n" + recorded_line(CUAU).replace("-0.1", "-0.2").replace("-3.5", "-3.6") + "\n",
+            recorded_line(CUAU) + "\n" + recorded_line(CUAU, energy_per_atom=-3.1) + "\n",
             "two energies of",
         ),
     ],
