@@ -140,12 +140,21 @@ def evaluation_from_dict(record: Mapping[str, Any]) -> Evaluation:
         raise InvalidInput(f"not a record of an evaluation: {error}") from None
 
 
+_AGREE = 1e-3
+"""eV/atom: relaxations of one crystal on two machines differ by less."""
+
+
+def _disagree(first: Evaluation, second: Evaluation) -> bool:
+    one, other = first.energy_per_atom, second.energy_per_atom
+    return first.converged and second.converged and one is not None and other is not None and abs(one - other) > _AGREE
+
+
 def _one_each(path: Path, answers: Iterable[tuple[str, Evaluation]]) -> dict[str, Evaluation]:
-    """The last answer for each crystal; raises EvaluatorUnavailable for two energies, of which nobody knows which is right."""
+    """The last answer for each crystal; raises EvaluatorUnavailable for energies that disagree: nobody knows which is right."""
     found: dict[str, Evaluation] = {}
     for identifier, answer in answers:
         before = found.get(identifier)
-        if before is not None and before.converged and answer.converged and before.energy_per_atom != answer.energy_per_atom:
+        if before is not None and _disagree(before, answer):
             raise EvaluatorUnavailable(
                 f"{path}: two energies of {identifier}, {before.energy_per_atom} and {answer.energy_per_atom} eV/atom; keep one"
             )

@@ -1,7 +1,8 @@
 """Which rows that come with energies may meet: one set of rules for imports and for training.
 
-Energies of two methods never meet.  Nor do run types of two families, as R2SCAN and GGA (what does not say its own counts as GGA/GGA+U, as
-nearly all entries are), GGA and GGA+U without corrections, or formation energies as given and those taken from the elements of a file.
+Energies of two methods never meet.  Nor do run types of two families, as R2SCAN and GGA; a row that does not say its own counts as
+GGA/GGA+U, as nearly all entries are.  GGA never meets GGA+U without corrections.  Formation energies as given never meet those taken from
+the elements of a file.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,9 +1,9 @@
 """The guard of a child process: `python -I -S process_guard.py PARENT MEMORY LC_CTYPE COMMAND...`, which `gnome.processes` runs.
 
-It stands between this program and the child, at the head of the child's process group, and ends all that the child has started when the
-child ends, when its parent is gone in whatever way, or when it is asked to (SIGTERM).  On Linux what loses its parent below the guard comes
-to the guard, so that none can get away: neither by a group or session of its own, nor by a double fork.  It ends as the child did.  It
-imports nothing of ours and little else, to be there at once.
+It stands between this program and the child, at the head of the child's process group.  It ends all that the child has started: when
+the child ends, when this program is gone in whatever way, or when it is asked to (SIGTERM).  On Linux what loses its parent below the
+guard comes to the guard, so that none can get away, neither by a group or session of its own nor by a double fork.  It ends as the child
+did, and imports nothing of ours and little else, to be there at once.
 """
 
 import contextlib

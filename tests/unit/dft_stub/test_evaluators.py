@@ -215,6 +215,14 @@ def test_a_table_that_cannot_be_used_says_why(tmp_path: Path, content: str, mess
         RecordedEvaluator(tmp_path / "answers.jsonl")
 
 
+def test_an_answer_that_was_computed_again_counts_in_the_place_of_the_first(tmp_path: Path) -> None:
+    """On another machine it differs a little."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text(recorded_line(CUAU) + "\n" + recorded_line(CUAU, energy_per_atom=-3.00005) + "\n")
+    (found,) = (evaluator := RecordedEvaluator(path)).collect(evaluator.submit({"x": CUAU}))
+    assert found.energy_per_atom == -3.00005
+
+
 def test_evaluations_survive_json() -> None:
     failed = Evaluation(id="x", method=METHOD, converged=False, failure=Failure.TIMEOUT, message="slow", extra={"queue": "long"})
     assert evaluation_from_dict(json.loads(json.dumps(evaluation_to_dict(failed)))) == failed
